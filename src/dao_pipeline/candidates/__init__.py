@@ -1,0 +1,1 @@
+"""From compositions to screened and ranked candidates."""

@@ -1,0 +1,1 @@
+"""CrysDB: cleaning, labels, deduplication and splits."""

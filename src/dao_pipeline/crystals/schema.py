@@ -1,0 +1,83 @@
+"""The crystal table: every column that any stage writes, with type, unit and meaning.
+
+One row is one crystal, in every stage. Columns are only ever added. The Arrow schemas, the table in the
+docs and the labels of the report all come from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Version written into each file; a reader refuses a newer one."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: Arrow type, unit ('' where dimensionless) and meaning."""
+
+    type: pa.DataType
+    unit: str
+    meaning: str
+    required: bool = False
+
+
+_text, _flag, _float, _count = pa.string(), pa.bool_(), pa.float64(), pa.int32()
+
+CRYSTAL: dict[str, Column] = {
+    "id": Column(
+        _text, "", "stable and unique inside a campaign: mp-149, row:17, cand:<composition>:<n>", True
+    ),
+    "source": Column(_text, "", "where the crystal came from", True),
+    "formula": Column(_text, "", "reduced formula", True),
+    "num_atoms": Column(pa.int16(), "atoms", "atoms in the stored cell", True),
+    "atomic_numbers": Column(pa.list_(pa.int16()), "", "atomic number of each atom", True),
+    "frac_coords": Column(pa.list_(_float), "", "fractional coordinates in [0, 1), row-major, 3 n", True),
+    "lattice": Column(pa.list_(_float, 9), "angstrom", "lattice vectors a, b, c as rows", True),
+    "spacegroup": Column(pa.int16(), "", "space group number at the symprec of the metadata"),
+    "formation_energy": Column(_float, "eV/atom", "formation energy"),
+    "e_above_hull": Column(_float, "eV/atom", "energy above the convex hull"),
+    "energy_method": Column(_text, "", "level of theory of the two energies above"),
+    "split": Column(_text, "", "train, val or test"),
+}
+"""Columns of section 3 of the design: what a crystal is and what is known about it."""
+
+STAGES: dict[str, Column] = {
+    # CrysDB
+    "precursor_of": Column(_text, "", "id of the relaxed crystal that this unstable one relaxes to"),
+    # relaxation of the training set by DAO-P
+    "energy_before": Column(_float, "eV/atom", "DAO-P energy before relaxation"),
+    "energy_after": Column(_float, "eV/atom", "DAO-P energy after relaxation"),
+    "relax_steps": Column(_count, "", "optimiser steps taken"),
+    "displacement": Column(_float, "angstrom", "largest atomic displacement by relaxation"),
+    "volume_change": Column(_float, "", "relative change of volume by relaxation"),
+    "relax_status": Column(_text, "", "accepted, not_selected, or why the original was kept"),
+    # generation
+    "target_id": Column(_text, "", "id of the test crystal whose composition was asked for, if any"),
+    "composition": Column(_text, "", "composition as asked for"),
+    "shard": Column(_count, "", "shard that generated the candidate"),
+    "sample": Column(_count, "", "number of the candidate within its composition"),
+    "status": Column(_text, "", "ok, or why there is no usable crystal"),
+    "guidance_scale": Column(_float, "", "multiplier of DAO-P's energy gradient in sampling"),
+    # screening
+    "energy_pred": Column(_float, "eV/atom", "energy predicted by DAO-P, in the unit of its label"),
+    "min_distance": Column(_float, "angstrom", "smallest interatomic distance, periodic images included"),
+    "volume_per_atom": Column(_float, "angstrom^3", "cell volume per atom"),
+    "valid": Column(_flag, "", "passes distance and volume checks"),
+    "unique": Column(_flag, "", "lowest-energy member of its group of matching candidates"),
+    "group": Column(_count, "", "group of matching candidates within the composition"),
+    "group_size": Column(_count, "", "candidates in that group"),
+    "novel": Column(_flag, "", "matches no crystal of the reference table"),
+    "rank": Column(_count, "", "rank by predicted energy among the unique valid candidates of a composition"),
+}
+"""Columns that stages add."""
+
+COLUMNS: dict[str, Column] = CRYSTAL | STAGES
+
+CRYSTAL_SCHEMA = pa.schema([pa.field(name, column.type) for name, column in CRYSTAL.items()])
+"""Arrow schema of a plain crystal table."""
+
+REJECTED_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("id", "stage", "reason", "detail")])
+"""Arrow schema of rejected.parquet: one row per crystal that a stage dropped."""

@@ -1,0 +1,1 @@
+"""DAO-P: objective, prediction and relaxation."""

@@ -1,0 +1,11 @@
+"""The one error type that users see: what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A problem the user can mend. Its text names file, field or row, value and remedy; no traceback needed."""
+
+
+class ContinueLater(Exception):  # noqa: N818 - it is a request, not an error
+    """Work was interrupted after its state was saved; running the same command again continues it."""

@@ -1,0 +1,1 @@
+"""Matching, metrics and baselines."""

@@ -1,0 +1,1 @@
+"""Crysformer and its heads (torch only)."""

@@ -1,0 +1,1 @@
+"""The noise: lattice diffusion, wrapped normal, samplers and guidance."""
