@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """A problem the user can mend. Its text names file, field or row, value and remedy; no traceback needed."""
+    """A problem the user can mend; its text names file, field or row, value and remedy."""
 
 
 class ContinueLater(Exception):  # noqa: N818 - it is a request, not an error

@@ -70,7 +70,7 @@ def wrap(frac_coords: np.ndarray) -> np.ndarray:
 
 
 def to_table(crystals: Iterable[Crystal]) -> pa.Table:
-    """Crystals as an Arrow table with every column of the crystal schema, and the stage columns they carry."""
+    """Crystals as an Arrow table: every column of the crystal schema, and the stage columns they carry."""
     rows = list(crystals)
     names = list(CRYSTAL) + [n for n in COLUMNS if n not in CRYSTAL and any(n in c.extra for c in rows)]
     unknown = {n for c in rows for n in c.extra} - set(COLUMNS)
