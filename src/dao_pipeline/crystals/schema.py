@@ -27,9 +27,7 @@ class Column:
 _text, _flag, _float, _count = pa.string(), pa.bool_(), pa.float64(), pa.int32()
 
 CRYSTAL: dict[str, Column] = {
-    "id": Column(
-        _text, "", "stable and unique inside a campaign: mp-149, row:17, cand:<composition>:<n>", True
-    ),
+    "id": Column(_text, "", "stable and unique inside a campaign: mp-149, row:17, cand:<composition>:<n>", True),
     "source": Column(_text, "", "where the crystal came from", True),
     "formula": Column(_text, "", "reduced formula", True),
     "num_atoms": Column(pa.int16(), "atoms", "atoms in the stored cell", True),

@@ -1,0 +1,270 @@
+"""The command line: one command per stage. Each parses, calls one function and prints a line.
+
+Heavy imports sit inside the commands, so that ``--help`` and Snakemake's parsing stay fast.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dao_pipeline.config import Campaign, load_campaign
+from dao_pipeline.errors import ContinueLater, UserError
+
+EXIT_USER_ERROR = 2
+EXIT_CONTINUE = 75
+"""EX_TEMPFAIL: the state is saved, run the same command again to continue."""
+
+app = typer.Typer(
+    help="Crystal structure prediction with DAO-P and DAO-G. Lengths are in angstrom, energies in eV/atom.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="campaign file (YAML)")]
+CrysdbDir = Annotated[Path, typer.Option("--crysdb", help="folder with train, val and test.parquet")]
+WorkDir = Annotated[
+    Path,
+    typer.Option("--work", help="folder for checkpoints and finished parts; an interrupted run resumes there"),
+]
+OutFile = Annotated[Path, typer.Option("--out", help="Parquet file to write")]
+OutDir = Annotated[Path, typer.Option("--out", help="folder to write")]
+ModelDir = Annotated[Path, typer.Option("--model", help="model directory")]
+
+
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Register a command whose user errors are printed without a traceback."""
+
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+        try:
+            function(*args, **kwargs)
+        except UserError as error:
+            typer.secho(f"error: {error}", fg="red", err=True)
+            raise typer.Exit(EXIT_USER_ERROR) from None
+        except ContinueLater as request:
+            typer.echo(f"interrupted: {request}", err=True)
+            raise typer.Exit(EXIT_CONTINUE) from None
+
+    app.command()(guarded)
+    return guarded
+
+
+def _campaign(path: Path) -> Campaign:
+    return load_campaign(path)
+
+
+@command
+def download(config: ConfigFile, out: OutFile) -> None:
+    """Fetch crystals from the campaign's source into one table; rejected.parquet goes beside it."""
+    from dao_pipeline.sources.download import download as run
+
+    run(_campaign(config), out)
+
+
+@command
+def build_crysdb(
+    config: ConfigFile,
+    raw: Annotated[Path, typer.Option(help="table written by download")],
+    out: OutDir,
+) -> None:
+    """Clean, label and split crystals: train, val, test and rejected.parquet."""
+    from dao_pipeline.crysdb.build import build_crysdb as run
+
+    run(_campaign(config), raw, out)
+
+
+@command
+def train_energy_model(config: ConfigFile, crysdb: CrysdbDir, out: OutDir, work: WorkDir) -> None:
+    """Train DAO-P: time-conditioned energy of noisy crystals."""
+    from dao_pipeline.training.energy_model import train_energy_model as run
+
+    run(_campaign(config), crysdb, out, work)
+
+
+@command
+def relax_dataset(
+    config: ConfigFile,
+    crysdb: CrysdbDir,
+    model: ModelDir,
+    out: OutFile,
+    work: WorkDir,
+    job: Annotated[int, typer.Option(help="number of this job, from 0")] = 0,
+) -> None:
+    """Relax unstable training crystals with DAO-P; every training crystal has a row in the output."""
+    from dao_pipeline.energy.relax_dataset import relax_dataset as run
+
+    run(_campaign(config), crysdb, model, out, work, job)
+
+
+@command
+def pretrain_generator(
+    config: ConfigFile,
+    out: OutDir,
+    work: WorkDir,
+    stage: Annotated[int, typer.Option(min=1, max=2, help="1: stable and unstable; 2: relaxed set")],
+    crysdb: CrysdbDir,
+    relaxed: Annotated[Path | None, typer.Option(help="folder written by relax-dataset (stage 2)")] = None,
+    init: Annotated[Path | None, typer.Option(help="model directory of stage 1 (stage 2)")] = None,
+) -> None:
+    """Pretrain DAO-G."""
+    from dao_pipeline.training.generator import pretrain_generator as run
+
+    run(_campaign(config), crysdb, out, work, stage=stage, relaxed=relaxed, init=init)
+
+
+@command
+def finetune_generator(
+    config: ConfigFile,
+    crysdb: CrysdbDir,
+    out: OutDir,
+    work: WorkDir,
+    init: Annotated[Path, typer.Option(help="pretrained model directory")],
+) -> None:
+    """Fine-tune DAO-G on stable crystals, or on the table named in the campaign."""
+    from dao_pipeline.training.generator import finetune_generator as run
+
+    run(_campaign(config), crysdb, out, work, init=init)
+
+
+@command
+def plan_candidates(config: ConfigFile, crysdb: CrysdbDir, out: OutFile) -> None:
+    """Write one row per candidate to generate, with its shard."""
+    from dao_pipeline.candidates.plan import plan_candidates as run
+
+    run(_campaign(config), crysdb, out)
+
+
+@command
+def generate_candidates(
+    config: ConfigFile,
+    plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
+    generator: Annotated[Path, typer.Option(help="DAO-G model directory")],
+    energy_model: Annotated[Path, typer.Option(help="DAO-P model directory, for guidance")],
+    shard: Annotated[int, typer.Option(min=0, help="number of the shard")],
+    out: OutFile,
+    work: WorkDir,
+) -> None:
+    """Generate the crystals of one shard, guided by DAO-P."""
+    from dao_pipeline.candidates.generate import generate_candidates as run
+
+    run(_campaign(config), plan, generator, energy_model, shard, out, work)
+
+
+@command
+def screen_candidates(
+    config: ConfigFile,
+    plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
+    generated: Annotated[Path, typer.Option(help="folder of shards")],
+    crysdb: CrysdbDir,
+    energy_model: Annotated[Path, typer.Option(help="DAO-P model directory")],
+    out: OutFile,
+) -> None:
+    """Check, group, rank: one row per planned candidate, whatever happened to it; CIFs go into a zip beside it."""
+    from dao_pipeline.candidates.screen import screen_candidates as run
+
+    run(_campaign(config), plan, generated, crysdb, energy_model, out)
+
+
+@command
+def evaluate(
+    config: ConfigFile,
+    screened: Annotated[Path, typer.Option(help="table written by screen-candidates")],
+    crysdb: CrysdbDir,
+    energy_model: Annotated[Path, typer.Option(help="DAO-P model directory, ranks the baselines")],
+    out: OutDir,
+) -> None:
+    """Compare candidates with the known crystals of the test split, beside two baselines."""
+    from dao_pipeline.evaluation.evaluate import evaluate as run
+
+    run(_campaign(config), screened, crysdb, energy_model, out)
+
+
+@command
+def validate_qe(
+    config: ConfigFile,
+    screened: Annotated[Path, typer.Option(help="table written by screen-candidates")],
+    number: Annotated[int, typer.Option(min=0, help="position among the candidates to validate, from 0")],
+    out: OutFile,
+    work: WorkDir,
+) -> None:
+    """Compute one candidate with Quantum ESPRESSO."""
+    from dao_pipeline.qe.validate import validate_qe as run
+
+    run(_campaign(config), screened, number, out, work)
+
+
+@command
+def report(
+    config: ConfigFile,
+    results: Annotated[Path, typer.Option(help="folder of the campaign")],
+    out: Annotated[Path, typer.Option(help="HTML file to write")],
+) -> None:
+    """Write one self-contained HTML page about whatever stages have run."""
+    from dao_pipeline.report.page import write_report as run
+
+    run(_campaign(config), results, out)
+
+
+@command
+def check(
+    campaigns: Annotated[list[Path], typer.Argument(help="campaign files (YAML)")],
+) -> None:
+    """Validate campaigns before any job starts: keys, values, files, compositions, elements."""
+    from dao_pipeline.preflight import check_campaigns
+
+    for path, campaign in check_campaigns(campaigns).items():
+        typer.echo(f"{path}: campaign {campaign.name} is sound")
+
+
+@command
+def resolve_config(config: ConfigFile, out: Annotated[Path, typer.Option(help="YAML file to write")]) -> None:
+    """Write a campaign with every default filled in."""
+    from dao_pipeline.config_files import write_resolved
+
+    write_resolved(_campaign(config), out)
+
+
+@command
+def generate_config(
+    out: Annotated[Path, typer.Option(help="folder for default.yaml and schema.json")] = Path("config"),
+) -> None:
+    """Write the commented default configuration and its JSON schema from the models."""
+    from dao_pipeline.config_files import write_config_files
+
+    write_config_files(out)
+
+
+@command
+def show(
+    file: Annotated[Path, typer.Argument(help="table, shard folder or model directory")],
+    rows: Annotated[int, typer.Option(min=0, help="rows to print")] = 10,
+) -> None:
+    """Print a table's provenance and a summary of its columns."""
+    from dao_pipeline.crystals.show import show as run
+
+    run(file, rows)
+
+
+@command
+def build_embedded(
+    out: OutFile,
+    work: WorkDir,
+    workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
+) -> None:
+    """Rebuild the embedded crystals: prototypes and substitutions, relaxed and labelled with CHGNet."""
+    from dao_pipeline.sources.embedded import build
+
+    build(out, work=work, workers=workers)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,466 @@
+"""The campaign as typed models: the only place that knows defaults and limits.
+
+Each top-level section belongs to one stage (``STAGE_SETTINGS``), so that an edit reruns that stage and what
+follows, and nothing before it. Unknown keys are errors. ``config/default.yaml`` and ``config/schema.json``
+are generated from here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
+from dao_pipeline.errors import UserError
+
+MAX_ATOMIC_NUMBER = 100
+"""Crysformer's element table ends here (paper: 100 elements)."""
+
+_FORMULA = re.compile(r"([A-Z][a-z]?)(\d*)")
+
+
+def parse_formula(formula: str) -> dict[str, int]:
+    """Element counts of a plain formula such as ``SrTiO3`` or ``Zr4Rh2O``, in order of appearance.
+
+    Raises ValueError for brackets, fractions, unknown symbols, zero counts and elements beyond Z = 100.
+    """
+    if len(formula) > 200 or not re.fullmatch(r"(?:[A-Z][a-z]?[0-9]{0,3})+", formula):
+        raise ValueError(
+            f"{formula[:60]!r} is not a plain formula; write element symbols and whole numbers, e.g. SrTiO3"
+        )
+    counts: dict[str, int] = {}
+    for symbol, digits in _FORMULA.findall(formula):
+        number = int(digits or 1)
+        if symbol not in ATOMIC_NUMBERS:
+            raise ValueError(f"{formula!r}: there is no element {symbol!r}; correct the symbol")
+        if ATOMIC_NUMBERS[symbol] > MAX_ATOMIC_NUMBER:
+            raise ValueError(f"{formula!r}: {symbol} is beyond Z = {MAX_ATOMIC_NUMBER}, the models' last element")
+        if number == 0:
+            raise ValueError(f"{formula!r}: {symbol}0 has no atoms; remove the element")
+        counts[symbol] = counts.get(symbol, 0) + number
+    return counts
+
+
+def _formula(value: str) -> str:
+    parse_formula(value)
+    return value
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MaterialsProject(Section):
+    """What to ask the Materials Project for; the key comes from MP_API_KEY and is never stored."""
+
+    elements: list[str] | None = Field(None, description="only crystals that contain all of these elements")
+    chemical_systems: list[str] | None = Field(None, description="chemical systems, e.g. [Li-Fe-O, Na-Cl]")
+    max_e_above_hull: float = Field(1.0, ge=0, le=10, description="eV/atom")
+    thermo_type: Literal["GGA_GGA+U", "GGA_GGA+U_R2SCAN", "R2SCAN"] = Field(
+        "GGA_GGA+U", description="level of theory of the energies; always sent explicitly"
+    )
+    endpoint: str | None = Field(None, description="address of another server that speaks the same API")
+
+
+class Data(Section):
+    """Stage download: where crystals come from."""
+
+    source: Literal["embedded", "file", "materials_project"] = Field(
+        "embedded", description="embedded: the crystals that ship with the package, no network"
+    )
+    path: str | None = Field(
+        None,
+        description="for source file: Parquet or CSV with a cif column; $NAME and ${NAME} are read from the "
+        "environment",
+    )
+    energy_method: str | None = Field(
+        None, description="level of theory of the energies in the file, e.g. PBE (recorded, never guessed)"
+    )
+    limit: int | None = Field(None, ge=1, description="use only the first so many crystals")
+    materials_project: MaterialsProject = MaterialsProject()
+
+
+class CrysDB(Section):
+    """Stage build_crysdb: cleaning, labels and splits."""
+
+    min_atoms: int = Field(1, ge=1, description="atoms per reduced cell (the paper: 3)")
+    max_atoms: int = Field(30, ge=1, le=200, description="atoms per reduced cell (the paper: 30)")
+    min_distance: float = Field(0.5, ge=0, le=5, description="angstrom; closer atoms are rejected")
+    min_volume_per_atom: float = Field(1.0, ge=0, description="angstrom^3; denser cells are rejected")
+    max_volume_per_atom: float = Field(500.0, gt=0, description="angstrom^3; emptier cells are rejected")
+    max_e_above_hull: float = Field(1.0, gt=0, description="eV/atom; less stable crystals are rejected")
+    stable_threshold: float = Field(0.08, ge=0, description="eV/atom above hull; stable up to here (paper)")
+    exclude: list[str] = Field([], description="tables of crystals whose compositions must not be trained on")
+    val_fraction: float = Field(0.05, ge=0, lt=0.5, description="share of compositions kept for validation")
+    test_fraction: float = Field(0.05, ge=0, lt=0.5, description="share of compositions kept for testing")
+    use_given_split: bool = Field(True, description="respect a split column of the source where it is filled")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CrysDB:
+        if self.min_atoms > self.max_atoms:
+            raise ValueError(f"min_atoms ({self.min_atoms}) exceeds max_atoms ({self.max_atoms})")
+        return self
+
+
+class Process(Section):
+    """The noise that both models are trained on (paper: joint lattice and wrapped-normal diffusion)."""
+
+    timesteps: int = Field(1000, ge=10, le=10_000, description="noise levels T (paper: 1000)")
+    sigma_min: float = Field(0.005, gt=0, lt=1, description="coordinate noise at t = 1, fractional")
+    sigma_max: float = Field(0.5, gt=0, le=2, description="coordinate noise at t = T, fractional")
+    lattice_scale: Literal["none", "composition"] = Field(
+        "composition",
+        description="none: lattices diffuse in angstrom (paper); composition: they are divided by the edge of a "
+        "cube with the volume expected of the composition, so that noise and signal are of one size",
+    )
+
+
+class Backbone(Section):
+    """Crysformer. Presets: tiny (4 layers, width 128), small (8, 256), base (12, 384: the paper)."""
+
+    preset: Literal["tiny", "small", "base"] = "small"
+    layers: int | None = Field(None, ge=1, le=64, description="overrides the preset")
+    width: int | None = Field(None, ge=16, le=4096, description="overrides the preset; divisible by heads")
+    heads: int | None = Field(None, ge=1, le=64, description="overrides the preset")
+    frequencies: int | None = Field(None, ge=2, le=256, description="Fourier frequencies; overrides the preset")
+    edge_norm: Literal["separate", "joint"] = Field(
+        "separate",
+        description="joint: one LayerNorm over lattice and Fourier features (paper); separate: the weight of the "
+        "Fourier features does not depend on cell size",
+    )
+
+
+class Training(Section):
+    """One run of the training loop."""
+
+    steps: int = Field(20_000, ge=1, description="optimiser steps")
+    batch_atoms: int = Field(4_000, ge=10, description="atoms per batch")
+    learning_rate: float = Field(5e-4, gt=0, lt=1, description="peak learning rate (Adam)")
+    final_learning_rate: float = Field(1e-6, ge=0, lt=1, description="end of the cosine schedule")
+    warmup_steps: int = Field(200, ge=0, description="linear warm-up")
+    weight_decay: float = Field(0.0, ge=0, lt=1, description="decoupled (AdamW)")
+    clip_norm: float = Field(1.0, gt=0, description="gradient norm above which the gradient is scaled down")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="exponential moving average of weights; 0: off")
+    permute_axes: bool = Field(True, description="augment by permuting a, b, c, which the model does not know")
+    validate_every: int = Field(500, ge=1, description="steps between validations on fixed noise")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+
+
+class EnergyModel(Section):
+    """Stage train_energy_model: DAO-P."""
+
+    backbone: Backbone = Backbone()
+    label: Literal["e_above_hull", "formation_energy"] = Field(
+        "e_above_hull", description="energy the model learns, eV/atom"
+    )
+    exponential_loss: bool = Field(
+        True, description="learn exp(-E), so that E_t is the exact energy of the noisy crystal (paper)"
+    )
+    clean_fraction: float = Field(
+        0.25, ge=0, le=1, description="share of crystals shown without noise, t = 0 (paper: 0)"
+    )
+    clip_label: float = Field(4.0, gt=0, description="standard deviations; labels beyond are clipped")
+    training: Training = Training(learning_rate=3e-4)
+
+
+class Relax(Section):
+    """Stage relax_dataset: DAO-P moves unstable training crystals down in energy (L-BFGS)."""
+
+    min_e_above_hull: float = Field(0.08, ge=0, description="eV/atom; more stable crystals are left alone")
+    max_e_above_hull: float = Field(0.5, gt=0, description="eV/atom; less stable crystals are left alone")
+    steps: int = Field(20, ge=1, description="L-BFGS steps at most")
+    max_step: float = Field(0.1, gt=0, description="angstrom; trust region of a single step")
+    force_tolerance: float = Field(0.05, gt=0, description="eV/angstrom; converged below")
+    max_displacement: float = Field(1.5, gt=0, description="angstrom; the original is kept beyond")
+    max_volume_change: float = Field(0.3, gt=0, description="relative; the original is kept beyond")
+    min_distance: float = Field(0.7, ge=0, description="angstrom; the original is kept below")
+    shard_size: int = Field(2_000, ge=1, description="crystals per shard; finished shards are never redone")
+    jobs: int = Field(1, ge=1, le=1000, description="jobs that share the shards")
+
+
+class Generator(Section):
+    """DAO-G's backbone, and weights from elsewhere in place of pretraining."""
+
+    backbone: Backbone = Backbone()
+    pretrained: str | None = Field(
+        None, description="a model directory; pretraining is skipped and fine-tuning starts there"
+    )
+
+
+class Pretrain(Section):
+    """Stages pretrain_generator: I on stable and unstable crystals, II on the relaxed set."""
+
+    stage1: Training = Training()
+    stage2: Training = Training(steps=10_000, learning_rate=2e-4)
+
+
+class Finetune(Section):
+    """Stage finetune_generator."""
+
+    crystals: Literal["stable", "all"] = Field(
+        "stable",
+        description="part of the training split: up to crysdb.stable_threshold above the hull, or all",
+    )
+    path: str | None = Field(None, description="a crystal table to fine-tune on instead")
+    training: Training = Training(steps=5_000, learning_rate=1e-4)
+
+
+class Composition(Section):
+    """One composition to predict."""
+
+    formula: Annotated[str, AfterValidator(_formula)] = Field(description="e.g. SrTiO3")
+    formula_units: int = Field(1, ge=1, le=100, description="how many of them are in the cell")
+
+    @property
+    def num_atoms(self) -> int:
+        """Atoms in the cell."""
+        return self.formula_units * sum(parse_formula(self.formula).values())
+
+
+class TestSplit(Section):
+    """Predict compositions of the test split, whose crystals are known."""
+
+    limit: int = Field(10, ge=1, description="compositions at most, in the order of the table")
+
+
+class Generate(Section):
+    """Stages plan_candidates and generate_candidates."""
+
+    compositions: list[Composition] | None = Field(None, description="what to predict; null: the test split")
+    test_split: TestSplit = TestSplit()
+    max_atoms: int = Field(60, ge=1, le=200, description="larger cells are refused")
+    samples: int = Field(20, ge=1, description="candidates per composition")
+    steps: int = Field(1000, ge=2, description="reverse steps; fewer than timesteps skips noise levels")
+    corrector: bool = Field(True, description="a Langevin step before each predictor step (paper)")
+    step_size: float = Field(1e-5, gt=0, lt=1, description="of the corrector at the smallest noise (paper)")
+    guidance_scale: float = Field(1.0, ge=0, description="multiplier of DAO-P's energy gradient; 0: unguided")
+    shard_size: int = Field(1_000, ge=1, description="candidates per shard, one job each")
+    batch_atoms: int = Field(6_000, ge=10, description="atoms per sampling batch")
+
+
+class Matcher(Section):
+    """pymatgen's StructureMatcher; the defaults are those of the field's match rates."""
+
+    ltol: float = Field(0.3, gt=0, lt=1, description="fractional length tolerance")
+    stol: float = Field(0.5, gt=0, lt=2, description="site tolerance, in units of (V/n)^(1/3)")
+    angle_tol: float = Field(10.0, gt=0, lt=90, description="degrees")
+
+
+class Screen(Section):
+    """Stage screen_candidates."""
+
+    min_distance: float = Field(0.5, ge=0, description="angstrom; closer atoms are invalid")
+    min_volume_per_atom: float = Field(1.0, ge=0, description="angstrom^3; denser cells are invalid")
+    max_volume_per_atom: float = Field(500.0, gt=0, description="angstrom^3; emptier cells are invalid")
+    symprec: float = Field(0.1, gt=0, description="angstrom; tolerance of the space group")
+    matcher: Matcher = Field(
+        Matcher(ltol=0.2, stol=0.3, angle_tol=5.0),
+        description="decides uniqueness and novelty (pymatgen's defaults)",
+    )
+    top_k: int = Field(5, ge=1, description="candidates per composition that are exported and shown")
+
+
+class Evaluate(Section):
+    """Stage evaluate: were the known crystals found?"""
+
+    matcher: Matcher = Matcher()
+    bootstrap: int = Field(1000, ge=0, description="resamples for 95 % intervals")
+
+
+class QE(Section):
+    """Stage validate_qe: Quantum ESPRESSO on the top candidates, one job each."""
+
+    enabled: bool = False
+    top_k: int = Field(1, ge=1, description="candidates per composition")
+    command: str = Field("pw.x", description="how pw.x is started, e.g. 'mpirun -np 8 pw.x'")
+    pseudo_dir: str | None = Field(None, description="folder with PBE pseudopotentials (UPF)")
+    ecutwfc: float = Field(60.0, gt=0, description="Ry")
+    ecutrho: float = Field(480.0, gt=0, description="Ry")
+    kspacing: float = Field(0.3, gt=0, description="1/angstrom")
+    calculation: Literal["scf", "relax", "vc-relax"] = "vc-relax"
+
+
+class Report(Section):
+    """Stage report."""
+
+    title: str | None = Field(None, description="heading; the campaign's name if null")
+
+
+class Resources(Section):
+    """What a rule asks of Snakemake and Slurm."""
+
+    threads: int = Field(2, ge=1)
+    gpus: int = Field(0, ge=0)
+    mem_mb: int = Field(4_000, ge=100, description="megabytes; multiplied by the attempt")
+    runtime: int = Field(60, ge=1, description="minutes; multiplied by the attempt")
+
+
+class Compute(Section):
+    """Resources by kind of stage; changing them reruns nothing."""
+
+    cpu: Resources = Resources()
+    training: Resources = Resources(mem_mb=8_000, runtime=720)
+    sampling: Resources = Resources(mem_mb=8_000, runtime=240)
+
+
+class Campaign(Section):
+    """A whole campaign."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = Field(
+        description="folder under results/; letters, digits, '_', '-', '.'"
+    )
+    seed: int = Field(42, ge=0, description="every random choice of the campaign follows from it")
+    data: Data = Data()
+    crysdb: CrysDB = CrysDB()
+    process: Process = Process()
+    energy_model: EnergyModel = EnergyModel()
+    relax: Relax = Relax()
+    generator: Generator = Generator()
+    pretrain: Pretrain = Pretrain()
+    finetune: Finetune = Finetune()
+    generate: Generate = Generate()
+    screen: Screen = Screen()
+    evaluate: Evaluate = Evaluate()
+    qe: QE = QE()
+    report: Report = Report()
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Campaign:
+        if self.data.source == "file" and not self.data.path:
+            raise ValueError("data.path: source is file, so name the file (or use source: embedded)")
+        if self.generate.steps > self.process.timesteps:
+            raise ValueError(
+                f"generate.steps ({self.generate.steps}) exceeds process.timesteps ({self.process.timesteps})"
+            )
+        for i, composition in enumerate(self.generate.compositions or []):
+            if composition.num_atoms > self.generate.max_atoms:
+                raise ValueError(
+                    f"generate.compositions[{i}]: {composition.formula} x {composition.formula_units} has "
+                    f"{composition.num_atoms} atoms, more than generate.max_atoms ({self.generate.max_atoms}); "
+                    "use fewer formula units or raise the limit"
+                )
+        return self
+
+
+STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "download": ("data",),
+    "build_crysdb": ("crysdb", "seed"),
+    "train_energy_model": ("energy_model", "process", "seed"),
+    "relax_dataset": ("relax",),
+    "pretrain_generator_stage1": ("generator.backbone", "pretrain.stage1", "process", "seed"),
+    "pretrain_generator_stage2": ("pretrain.stage2", "seed"),
+    "finetune_generator": ("finetune", "generator.pretrained", "crysdb.stable_threshold", "seed"),
+    "plan_candidates": (
+        "generate.compositions",
+        "generate.test_split",
+        "generate.samples",
+        "generate.shard_size",
+        "generate.max_atoms",
+        "seed",
+    ),
+    "generate_candidates": (
+        "generate.steps",
+        "generate.corrector",
+        "generate.step_size",
+        "generate.guidance_scale",
+        "generate.batch_atoms",
+        "seed",
+    ),
+    "screen_candidates": ("screen",),
+    "evaluate": ("evaluate", "generate.samples", "seed"),
+    "validate_qe": ("qe",),
+    "report": ("report",),
+}
+"""Configuration keys that each stage uses: the rule's ``params``, so that other edits do not rerun it."""
+
+
+def stage_settings(campaign: Campaign, stage: str) -> dict[str, Any]:
+    """The configuration values that ``stage`` uses, by dotted key."""
+    values: dict[str, Any] = {}
+    for key in STAGE_SETTINGS[stage]:
+        value: Any = campaign
+        for part in key.split("."):
+            value = getattr(value, part)
+        values[key] = value.model_dump(mode="json") if isinstance(value, BaseModel) else _plain(value)
+    return values
+
+
+def _plain(value: Any) -> Any:
+    return (
+        [_plain(v) for v in value]
+        if isinstance(value, list)
+        else (value.model_dump(mode="json") if isinstance(value, BaseModel) else value)
+    )
+
+
+def expand_path(text: str) -> Path:
+    """A path of the configuration with ``~``, ``$NAME`` and ``${NAME}`` replaced.
+
+    Raises UserError naming an environment variable that is not set.
+    """
+    expanded = os.path.expandvars(text)
+    if missing := re.search(r"\$\{?(\w+)", expanded):
+        raise UserError(f"path {text!r}: the environment variable {missing.group(1)} is not set; set it.")
+    return Path(expanded).expanduser()
+
+
+def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``override``, mapping by mapping."""
+    merged = dict(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def parse_campaign(values: Mapping[str, Any], origin: str) -> Campaign:
+    """Validate configuration values; ``origin`` (a file) is named in errors.
+
+    Raises UserError listing every problem as file, key, value and remedy.
+    """
+    try:
+        return Campaign.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_describe(problem, origin) for problem in error.errors()]
+        raise UserError("\n".join(lines)) from None
+
+
+def _describe(problem: Mapping[str, Any], origin: str) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "(campaign)"
+    if problem["type"] == "extra_forbidden":
+        return f"{origin}: {key}: unknown key; see config/default.yaml for the keys there are."
+    if problem["type"] == "missing":
+        return f"{origin}: {key}: required, but not given."
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(problem["input"], (dict, BaseModel)) else f" = {problem['input']!r:.80}"
+    return f"{origin}: {key}{shown}: {message}."
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file.
+
+    Raises UserError for missing files, invalid YAML and anything that is no mapping.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Give the path of a campaign, e.g. config/demo.yaml.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}.")
+    return values
+
+
+def load_campaign(path: Path, overrides: Mapping[str, Any] | None = None) -> Campaign:
+    """Read and validate one campaign file; ``overrides`` are merged over it."""
+    return parse_campaign(deep_merge(read_yaml(path), overrides or {}), str(path))
