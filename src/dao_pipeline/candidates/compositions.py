@@ -1,0 +1,151 @@
+"""What a campaign asks for: compositions with the cell to fill, from the campaign or from the test split."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dao_pipeline.config import Campaign, Composition, parse_formula
+from dao_pipeline.crystals.crystal import reduced_formula
+from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
+from dao_pipeline.crystals.table import iter_tables, read_table
+from dao_pipeline.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_TEST_COLUMNS = ("id", "formula", "num_atoms", "atomic_numbers", "e_above_hull", "precursor_of")
+
+
+@dataclass(frozen=True)
+class Requested:
+    """One composition to predict.
+
+    composition: formula of the whole cell, elements in the order asked, e.g. ``Sr2Ti2O6``.
+    formula: reduced formula.
+    atomic_numbers: of the cell to generate, elements in that same order.
+    target_id: id of the known test crystal, None for compositions given by the user.
+    """
+
+    composition: str
+    formula: str
+    atomic_numbers: tuple[int, ...]
+    target_id: str | None = None
+
+    @property
+    def num_atoms(self) -> int:
+        """Atoms in the cell."""
+        return len(self.atomic_numbers)
+
+
+def requested(formula: str, units: int, target_id: str | None = None) -> Requested:
+    """The cell of ``units`` formula units. Raises ValueError for what is no plain formula."""
+    counts = {symbol: count * units for symbol, count in parse_formula(formula).items()}
+    numbers = tuple(ATOMIC_NUMBERS[symbol] for symbol, count in counts.items() for _ in range(count))
+    return Requested(
+        composition="".join(symbol + (str(count) if count > 1 else "") for symbol, count in counts.items()),
+        formula=reduced_formula(np.asarray(numbers)),
+        atomic_numbers=numbers,
+        target_id=target_id,
+    )
+
+
+def explicit_compositions(compositions: Sequence[Composition]) -> list[Requested]:
+    """Compositions given in the campaign, in order; repetitions of one cell are merged into the first."""
+    merged: dict[tuple[str, int], Requested] = {}
+    for given in compositions:
+        asked = requested(given.formula, given.formula_units)
+        first = merged.setdefault((asked.formula, asked.num_atoms), asked)
+        if first is not asked:
+            log.warning("composition %s is the same cell as %s: merged", asked.composition, first.composition)
+    return list(merged.values())
+
+
+def known_targets(test: pa.Table, limit: int, preferred: Collection[str] = ()) -> list[Requested]:
+    """Known crystals of the test split as targets: the most stable per reduced formula and number of atoms.
+
+    In order of first appearance in the table, ``limit`` at most. Precursors of relaxed crystals are no
+    targets. Where ids of ``preferred`` occur in the table, only they are targets, in the order given there.
+    """
+    rows = test.to_pylist()
+    rows = [row for row in rows if row.get("precursor_of") is None]
+    order = {target_id: place for place, target_id in enumerate(preferred)}
+    if chosen := [row for row in rows if row["id"] in order]:
+        rows = sorted(chosen, key=lambda row: order[row["id"]])
+    best: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["formula"], row["num_atoms"])
+        if key not in best or _hull(row) < _hull(best[key]):
+            best[key] = row
+    chosen = list(best.values())[:limit]
+    return [_from_crystal(row["atomic_numbers"], row["id"]) for row in chosen]
+
+
+def _hull(row: dict[str, Any]) -> float:
+    value: float | None = row.get("e_above_hull")
+    return inf if value is None else value
+
+
+def _from_crystal(atomic_numbers: list[int], target_id: str) -> Requested:
+    formula = reduced_formula(np.asarray(atomic_numbers))
+    units = len(atomic_numbers) // sum(parse_formula(formula).values())
+    return requested(formula, units, target_id)
+
+
+def campaign_compositions(campaign: Campaign, crysdb: Path) -> list[Requested]:
+    """All compositions that a campaign asks for, feasible or not.
+
+    Raises UserError when the test split is asked for and holds no target.
+    """
+    if campaign.generate.compositions is not None:
+        return explicit_compositions(campaign.generate.compositions)
+    path = crysdb / "test.parquet"
+    test = read_table(path, columns=_present(path, _TEST_COLUMNS))
+    targets = known_targets(test, campaign.generate.test_split.limit, _preferred(campaign))
+    if not targets:
+        raise UserError(
+            f"{path}: the test split holds no crystal, so there is nothing to predict. "
+            "Give generate.compositions, or raise crysdb.test_fraction."
+        )
+    return targets
+
+
+def _preferred(campaign: Campaign) -> Collection[str]:
+    """Ids of the demo's targets, where the embedded crystals are the source."""
+    if campaign.data.source != "embedded":
+        return ()
+    from dao_pipeline.sources.embedded import DEMO_TARGETS
+
+    return DEMO_TARGETS
+
+
+def _present(path: Path, columns: Sequence[str]) -> list[str]:
+    if not path.exists():
+        raise UserError(f"{path}: no such file. Run build_crysdb, or correct --crysdb.")
+    names = set(pq.read_schema(path).names)
+    return [name for name in columns if name in names]
+
+
+def known_elements(table: Path) -> set[int]:
+    """Atomic numbers that occur in a crystal table; streamed."""
+    known: set[int] = set()
+    for piece in iter_tables(table, rows=50_000, columns=["atomic_numbers"]):
+        known.update(np.unique(np.asarray(piece["atomic_numbers"].combine_chunks().flatten())).tolist())
+    return known
+
+
+def infeasible(asked: Requested, known: Collection[int], max_atoms: int) -> str | None:
+    """Why no candidates can be generated for a composition; None if they can."""
+    unseen = [SYMBOLS[z] for z in dict.fromkeys(asked.atomic_numbers) if z not in known]
+    if unseen:
+        return f"no training crystal contains {', '.join(unseen)}"
+    if asked.num_atoms > max_atoms:
+        return f"{asked.num_atoms} atoms, more than generate.max_atoms ({max_atoms})"
+    return None

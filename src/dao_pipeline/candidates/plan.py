@@ -1,0 +1,112 @@
+"""Stage plan_candidates: one row per candidate to generate, and the shard that generates it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from dao_pipeline.candidates.compositions import (
+    Requested,
+    campaign_compositions,
+    infeasible,
+    known_elements,
+)
+from dao_pipeline.config import Campaign, stage_settings
+from dao_pipeline.crystals.schema import COLUMNS
+from dao_pipeline.crystals.table import provenance, write_table
+from dao_pipeline.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PLAN_COLUMNS = (
+    "id",
+    "composition",
+    "formula",
+    "num_atoms",
+    "atomic_numbers",
+    "target_id",
+    "sample",
+    "shard",
+)
+"""Columns of the plan; generated shards carry them on."""
+
+PLAN_SCHEMA = pa.schema([(name, COLUMNS[name].type) for name in PLAN_COLUMNS])
+
+
+def planned_shards(campaign: Campaign) -> int:
+    """Number of shards, from the configuration alone (Snakemake needs it before the test split exists).
+
+    The plan may need fewer, when the test split is small or compositions coincide: the last shards are then
+    empty.
+    """
+    generate = campaign.generate
+    asked = generate.test_split.limit if generate.compositions is None else len(generate.compositions)
+    return max(1, ceil(asked * generate.samples / generate.shard_size))
+
+
+def plan_table(compositions: Sequence[Requested], samples: int, shard_size: int) -> pa.Table:
+    """Candidates to generate: ``samples`` rows per composition, cut into shards of ``shard_size`` rows.
+
+    Row ``c * samples + s`` is ``cand:<c>:<s>``; so compositions that are appended append rows, and leave all
+    others (but for a last shard that was not full) in their shards.
+    """
+    which = np.repeat(np.arange(len(compositions)), samples)
+    sample = np.tile(np.arange(samples), len(compositions))
+    of_composition = {
+        "composition": [c.composition for c in compositions],
+        "formula": [c.formula for c in compositions],
+        "num_atoms": [c.num_atoms for c in compositions],
+        "atomic_numbers": [c.atomic_numbers for c in compositions],
+        "target_id": [c.target_id for c in compositions],
+    }
+    columns = {
+        name: pa.array(values, COLUMNS[name].type).take(pa.array(which)) for name, values in of_composition.items()
+    }
+    columns["id"] = pa.array([f"cand:{c}:{s}" for c, s in zip(which, sample, strict=True)], pa.string())
+    columns["sample"] = pa.array(sample, COLUMNS["sample"].type)
+    columns["shard"] = pa.array(np.arange(len(which)) // shard_size, COLUMNS["shard"].type)
+    return pa.table({name: columns[name] for name in PLAN_COLUMNS}, schema=PLAN_SCHEMA)
+
+
+def plan_candidates(campaign: Campaign, crysdb: Path, out: Path) -> None:
+    """Write one row per candidate to generate.
+
+    Compositions of the test split that cannot be generated are left out, named in the log and in the file's
+    metadata, and counted as misses by the evaluation. Raises UserError for compositions of the campaign that
+    cannot be generated, naming all of them.
+    """
+    train = crysdb / "train.parquet"
+    compositions = campaign_compositions(campaign, crysdb)
+    known = known_elements(train)
+    reasons = {c: infeasible(c, known, campaign.generate.max_atoms) for c in compositions}
+    refused = {c: reason for c, reason in reasons.items() if reason}
+    if refused and campaign.generate.compositions is not None:
+        lines = [f"generate.compositions: {c.composition}: {reason}." for c, reason in refused.items()]
+        raise UserError(
+            "\n".join(lines) + f"\nRemove these compositions, or add crystals with the elements to {train.name} "
+            "(section data)."
+        )
+    for composition, reason in refused.items():
+        log.warning("test crystal %s (%s) not planned: %s", composition.target_id, composition.composition, reason)
+    feasible = [c for c in compositions if c not in refused]
+    if not feasible:
+        raise UserError(
+            f"{crysdb / 'test.parquet'}: no composition of the test split can be generated, e.g. "
+            f"{compositions[0].composition}: {reasons[compositions[0]]}. Give generate.compositions."
+        )
+    table = plan_table(feasible, campaign.generate.samples, campaign.generate.shard_size)
+    inputs = ("train", "test") if campaign.generate.compositions is None else ("train",)
+    about = provenance(
+        "plan_candidates",
+        campaign=campaign.name,
+        settings=stage_settings(campaign, "plan_candidates"),
+        inputs={name: crysdb / f"{name}.parquet" for name in inputs},
+        not_planned={c.target_id: reason for c, reason in refused.items()},
+    )
+    write_table(table, out, about)
+    log.info("%d candidates of %d compositions planned", table.num_rows, len(feasible))
