@@ -1,0 +1,111 @@
+"""Crystals for PyTorch: a torch-geometric in-memory dataset, batched by slicing flat storage.
+
+Atoms of all crystals lie in a row, ``ptr`` marks where each crystal begins. A batch is sorted by size, so
+that each size class is a contiguous slice that views as ``[crystals, atoms, ...]``: no padding, no mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch_geometric.data import Data, InMemoryDataset
+
+from dao_pipeline.crystals.volume import flat_atoms, lattices
+
+
+class CrystalDataset(InMemoryDataset):
+    """All crystals of a table as one flat ``Data`` with slices.
+
+    Per atom: ``atomic_numbers`` (N,) int64, ``frac_coords`` (N, 3). Per crystal: ``lattice`` (1, 3, 3) in
+    angstrom and, if a label is asked for, ``energy`` (1,) in eV/atom. ``dataset[i]`` is one crystal;
+    ``select`` gathers any crystals into one flat batch with ``ptr``.
+    """
+
+    def __init__(self, table: pa.Table, label: str | None = None, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(root=None)
+        numbers, ptr = flat_atoms(table)
+        coords = np.asarray(table["frac_coords"].combine_chunks().flatten(), dtype=np.float64).reshape(-1, 3)
+        rows = table.num_rows
+        data = Data(
+            atomic_numbers=torch.from_numpy(numbers.copy()),
+            frac_coords=torch.from_numpy(coords.copy()).to(dtype),
+            lattice=torch.from_numpy(lattices(table).copy()).to(dtype),
+            num_nodes=len(numbers),
+        )
+        atom_slices, row_slices = torch.from_numpy(ptr.copy()), torch.arange(rows + 1)
+        slices = {"atomic_numbers": atom_slices, "frac_coords": atom_slices, "lattice": row_slices}
+        if label is not None:
+            energy = np.asarray(table[label].to_numpy(zero_copy_only=False), dtype=np.float64)
+            data.energy = torch.from_numpy(energy.copy()).to(dtype)
+            slices["energy"] = row_slices
+        self.data, self.slices = data, slices
+        self.sizes = ptr[1:] - ptr[:-1]
+
+    def select(self, indices: np.ndarray) -> Data:
+        """The named crystals as one flat batch, in the order given.
+
+        Returns ``Data`` with ``atomic_numbers`` (N,), ``frac_coords`` (N, 3), ``lattice`` (B, 3, 3), ``ptr``
+        (B + 1,) and, where the dataset has labels, ``energy`` (B,).
+        """
+        storage = self._data
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        starts = self.slices["atomic_numbers"][chosen]
+        counts = torch.as_tensor(self.sizes[indices], dtype=torch.int64)
+        ptr = torch.zeros(len(chosen) + 1, dtype=torch.int64)
+        torch.cumsum(counts, 0, out=ptr[1:])
+        atoms = torch.arange(int(ptr[-1])) + torch.repeat_interleave(starts - ptr[:-1], counts)
+        batch = Data(
+            atomic_numbers=storage.atomic_numbers[atoms],
+            frac_coords=storage.frac_coords[atoms],
+            lattice=storage.lattice[chosen],
+            ptr=ptr,
+            num_nodes=len(atoms),
+        )
+        if "energy" in storage:
+            batch.energy = storage.energy[chosen]
+        return batch
+
+
+def size_batches(sizes: np.ndarray, batch_atoms: int) -> list[np.ndarray]:
+    """All crystals by rising size, cut into batches of at most ``batch_atoms`` atoms (at least one crystal)."""
+    return list(_cut(np.argsort(sizes, kind="stable"), sizes, batch_atoms))
+
+
+def epoch_batches(sizes: np.ndarray, batch_atoms: int, seed: int, epoch: int, mix: int = 4) -> list[np.ndarray]:
+    """Batches of one epoch: random crystals, at most ``batch_atoms`` atoms each, sorted by size inside.
+
+    Crystals are drawn at random in groups of ``mix`` batches and sorted by size within a group, which makes
+    batches of few size classes without tying them to one. Follows from ``seed`` and ``epoch`` alone.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(sizes))
+    mean = float(np.mean(sizes))
+    group = max(1, int(mix * batch_atoms / mean))
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), group):
+        part = order[start : start + group]
+        batches.extend(_cut(part[np.argsort(sizes[part], kind="stable")], sizes, batch_atoms))
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def _cut(order: np.ndarray, sizes: np.ndarray, batch_atoms: int) -> Iterator[np.ndarray]:
+    ends = np.cumsum(sizes[order])
+    start, done = 0, 0
+    while start < len(order):
+        stop = max(start + 1, int(np.searchsorted(ends, done + batch_atoms, side="right")))
+        yield order[start:stop]
+        done = int(ends[stop - 1])
+        start = stop
+
+
+def lattice_to_parameters(lattice: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengths (B, 3) in angstrom and angles (B, 3) in degrees (alpha, beta, gamma) of lattices (B, 3, 3)."""
+    lengths = lattice.norm(dim=-1)
+    pairs = ((1, 2), (0, 2), (0, 1))
+    cosines = [(lattice[:, i] * lattice[:, j]).sum(-1) / (lengths[:, i] * lengths[:, j]) for i, j in pairs]
+    angles = torch.rad2deg(torch.arccos(torch.stack(cosines, -1).clamp(-1.0, 1.0)))
+    return lengths, angles

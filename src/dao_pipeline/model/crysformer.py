@@ -1,0 +1,155 @@
+r"""Crysformer: a transformer over the atoms of a periodic cell (arXiv 2503.10471).
+
+Attention between atoms i and j carries a Fourier embedding of f_j - f_i and of the lattice. Because
+sin and cos of a difference expand into products, that edge term is a scalar product of a query rotated by
+atom i's phases with atom j's phases: no tensor over pairs wider than the number of heads is ever formed.
+Symbols: N atoms, B crystals, d width, H heads, F frequencies per axis.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dao_pipeline.model.attention import EdgeFeatures, TorusAttention
+from dao_pipeline.model.descriptors import NUM_DESCRIPTORS, element_descriptors
+from dao_pipeline.model.layout import Layout
+
+TIME_WIDTH = 256
+
+
+class Output(NamedTuple):
+    """What the heads say about a noisy batch.
+
+    coords: (N, 3), normalised negative score of the fractional coordinates (paper: eps_F).
+    lattice: (B, 3, 3), Gaussian noise in the lattice (paper: eps_L).
+    energy: (B,), standardised energy per atom, or None without that head.
+    """
+
+    coords: Tensor
+    lattice: Tensor
+    energy: Tensor | None
+
+
+def time_embedding(t: Tensor, width: int = TIME_WIDTH) -> Tensor:
+    """Sinusoidal embedding of integer steps, (B,) -> (B, width): [sin(t w), cos(t w)] (paper 1.2)."""
+    half = width // 2
+    rates = torch.exp(torch.arange(half, device=t.device, dtype=torch.float64) * (-math.log(10_000) / (half - 1)))
+    angles = t.to(torch.float64)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class GatedResidual(nn.Module):
+    """out = g x + (1 - g) y with g = sigmoid(w . [x ; y ; x - y]), one scalar per atom (paper 1.5)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(3 * width, 1, bias=False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """(N, d), (N, d) -> (N, d). The concatenation is never formed: w1.x + w2.y + w3.(x-y) regroups."""
+        w1, w2, w3 = self.gate.weight[0].chunk(3)
+        g = torch.sigmoid(x @ (w1 + w3) + y @ (w2 - w3))[:, None]
+        return torch.lerp(y, x, g)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward layer, each behind a gated residual (paper 1.5)."""
+
+    def __init__(self, width: int, heads: int, frequencies: int, joint: bool) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = TorusAttention(width, heads, frequencies, joint)
+        self.attention_gate = GatedResidual(width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp_gate = GatedResidual(width)
+
+    def forward(self, x: Tensor, edges: EdgeFeatures, layout: Layout) -> Tensor:
+        """(N, d) -> (N, d)."""
+        x = self.attention_gate(x, self.attention(self.attention_norm(x), edges, layout))
+        return self.mlp_gate(x, self.mlp(self.mlp_norm(x)))
+
+
+class Crysformer(nn.Module):
+    """The backbone of DAO-P and DAO-G, with their heads.
+
+    ``joint``: one LayerNorm over lattice and Fourier features, as published; otherwise both enter apart.
+    ``energy_head``: DAO-P has one, DAO-G has none.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        width: int,
+        heads: int,
+        frequencies: int,
+        joint: bool = False,
+        energy_head: bool = False,
+    ) -> None:
+        super().__init__()
+        self.frequencies, self.joint = frequencies, joint
+        self.register_buffer("descriptors", element_descriptors())
+        self.element = nn.Linear(NUM_DESCRIPTORS, width)
+        self.node = nn.Linear(width + TIME_WIDTH, width)
+        self.blocks = nn.ModuleList(Block(width, heads, frequencies, joint) for _ in range(layers))
+        self.coords_head = nn.Linear(width, 3, bias=False)
+        self.lattice_head = nn.Linear(width, 9, bias=False)
+        self.energy_head = (
+            nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)) if energy_head else None
+        )
+
+    def forward(
+        self,
+        atomic_numbers: Tensor,
+        frac_coords: Tensor,
+        lattice: Tensor,
+        ptr: Tensor,
+        t: Tensor,
+        layout: Layout | None = None,
+    ) -> Output:
+        """Denoise and evaluate a flat batch.
+
+        atomic_numbers: (N,) int64, 1 to 100. frac_coords: (N, 3). lattice: (B, 3, 3), rows a, b, c, in the
+        unit in which the lattice diffuses. ptr: (B + 1,). t: (B,) int64 noise level, 0 for clean crystals.
+        layout: of ``ptr``, if the caller has it already. Crystals may come in any order.
+        """
+        layout = layout or Layout.from_ptr(ptr)
+        lattice_sorted = layout.sort_crystals(lattice)
+        h = self.features(atomic_numbers, frac_coords, lattice, layout, t)
+        pooled = layout.mean(h)
+        noise = self.lattice_head(pooled).view(-1, 3, 3) @ lattice_sorted
+        energy = None
+        if self.energy_head is not None:
+            energy = layout.unsort_crystals(self.energy_head(pooled)[:, 0])
+        return Output(layout.unsort_atoms(self.coords_head(h)), layout.unsort_crystals(noise), energy)
+
+    def energy(
+        self, atomic_numbers: Tensor, frac_coords: Tensor, lattice: Tensor, t: Tensor, layout: Layout
+    ) -> Tensor:
+        """Standardised energy per atom, (B,), without the other heads. Raises ValueError without that head."""
+        if self.energy_head is None:
+            raise ValueError("this model has no energy head; it is a generator, not DAO-P")
+        h = self.features(atomic_numbers, frac_coords, lattice, layout, t)
+        return layout.unsort_crystals(self.energy_head(layout.mean(h))[:, 0])
+
+    def features(
+        self, atomic_numbers: Tensor, frac_coords: Tensor, lattice: Tensor, layout: Layout, t: Tensor
+    ) -> Tensor:
+        """Node features after the last block, (N, d), in the layout's sorted order (paper 1.2 to 1.5)."""
+        dtype = self.node.weight.dtype
+        edges = EdgeFeatures.of(
+            layout.sort_atoms(frac_coords), layout.sort_crystals(lattice), layout, self.frequencies, self.joint
+        )
+        width = self.element.out_features
+        # Linear([element ; time]) splits by columns: time is projected once per crystal, not per atom
+        by_element = self.element(self.descriptors) @ self.node.weight[:, :width].T + self.node.bias
+        by_time = time_embedding(layout.sort_crystals(t)).to(dtype) @ self.node.weight[:, width:].T
+        x = by_element[layout.sort_atoms(atomic_numbers)] + layout.expand(by_time)
+        for block in self.blocks:
+            x = block(x, edges, layout)
+        return x
