@@ -19,7 +19,7 @@ class Layout:
     """Size classes of a batch of B crystals with N atoms.
 
     ptr: (B + 1,) int64, first atom of each crystal as stored by the caller.
-    crystal: (N,) int64, crystal of each atom, in sorted order.
+    crystal: (N,) int64, crystal of each atom, in the caller's order.
     classes: (atoms per crystal, crystals) of each block, in sorted order.
     crystal_order: (B,) permutation that sorts crystals by size, or None if they are sorted.
     atom_order: (N,) the same for atoms.
@@ -35,6 +35,7 @@ class Layout:
     def from_ptr(cls, ptr: Tensor) -> Layout:
         """The layout of a flat batch. Raises ValueError if ``ptr`` does not start at 0 or a crystal is empty."""
         counts = ptr.diff()
+        crystal = torch.repeat_interleave(torch.arange(len(counts), device=ptr.device), counts)
         sizes = counts.tolist()
         if int(ptr[0]) != 0 or (sizes and min(sizes) < 1):
             raise ValueError("ptr must start at 0 and every crystal needs at least one atom")
@@ -54,7 +55,6 @@ class Layout:
                 classes[-1] = (size, classes[-1][1] + 1)
             else:
                 classes.append((size, 1))
-        crystal = torch.repeat_interleave(torch.arange(len(counts), device=ptr.device), counts)
         return cls(
             ptr=ptr,
             crystal=crystal,

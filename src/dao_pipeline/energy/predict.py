@@ -1,0 +1,63 @@
+"""Energies of crystals, and their gradients, from DAO-P."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from dao_pipeline.crystals.dataset import CrystalDataset, size_batches
+from dao_pipeline.device import pick_device
+from dao_pipeline.errors import UserError
+from dao_pipeline.model.dao import DaoModel, load_model
+from dao_pipeline.model.layout import Layout
+from dao_pipeline.process.sampler import EnergyGradient
+
+
+def load_energy_model(folder: Path, device: torch.device | str = "cpu") -> DaoModel:
+    """A DAO-P model. Raises UserError if ``folder`` holds something else."""
+    model = load_model(folder, device)
+    if model.about.kind != "dao_p":
+        raise UserError(f"{folder}: a {model.about.kind} model has no energies; name a DAO-P directory.")
+    return model
+
+
+def predict_energies(model: Path | DaoModel, table: pa.Table, batch_atoms: int = 6000) -> np.ndarray:
+    """Energies, (rows,) float64 eV/atom, of a crystal table; NaN where a row has no crystal."""
+    if isinstance(model, Path):
+        model = load_energy_model(model, pick_device())
+    device = next(model.parameters()).device
+    energies = np.full(table.num_rows, np.nan)
+    present = np.flatnonzero(np.asarray(table["lattice"].is_valid()))
+    if len(present) == 0:
+        return energies
+    crystals = CrystalDataset(table.take(present))
+    with torch.no_grad():
+        for indices in size_batches(crystals.sizes, batch_atoms):
+            batch = crystals.select(indices).to(device)
+            layout = Layout.from_ptr(batch.ptr)
+            t = torch.zeros(len(indices), dtype=torch.int64, device=device)
+            value = model.energy(batch.atomic_numbers, batch.frac_coords, batch.lattice, t, layout)
+            energies[present[indices]] = value.double().cpu().numpy()
+    return energies
+
+
+def guidance_gradient(model: DaoModel, atomic_numbers: Tensor, edge: Tensor, layout: Layout) -> EnergyGradient:
+    """Gradient of DAO-P's standardised energy E_t(F, L), summed over crystals, for the sampler (paper 5).
+
+    edge: (B, 1, 1), unit in which the generator's lattices diffuse, angstrom. If DAO-P's unit differs the
+    chain rule takes care of it: F (N, 3) and L (B, 3, 3) come and go in the generator's unit.
+    """
+    to_own_unit = edge / model.edge(atomic_numbers, layout)
+
+    def gradient(frac_coords: Tensor, lattice: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            coords, cell = frac_coords.detach().requires_grad_(), lattice.detach().requires_grad_()
+            energy = model.crysformer.energy(atomic_numbers, coords, cell * to_own_unit, t, layout)
+            by_coords, by_lattice = torch.autograd.grad(energy.sum(), (coords, cell))
+        return by_coords, by_lattice
+
+    return gradient

@@ -1,0 +1,72 @@
+"""Noise levels of the joint diffusion of lattice and coordinates (paper 2.1).
+
+Lattice: variance preserving, cosine schedule. Coordinates: variance exploding, wrapped normal with geometric
+sigma. All tables have T + 1 entries, index t; index 0 is the clean crystal.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dao_pipeline.config import Process
+from dao_pipeline.process.wrapped_normal import score_second_moment
+
+COSINE_OFFSET = 0.008
+BETA_LIMITS = (1e-4, 0.9999)
+
+
+class Schedule(nn.Module):
+    """Tables over t = 0 .. T, float64 until moved with the model.
+
+    alpha_bar: product of 1 - beta (lattice). sigma: coordinate noise, fractional; sigma[0] = 0.
+    score_norm: lambda_t = E[score^2] of the wrapped normal, 1 at t = 0.
+    """
+
+    alpha_bar: Tensor
+    sigma: Tensor
+    score_norm: Tensor
+
+    def __init__(self, process: Process) -> None:
+        super().__init__()
+        steps = process.timesteps
+        self.timesteps = steps
+        x = torch.linspace(0, steps, steps + 1, dtype=torch.float64)
+        curve = torch.cos(((x / steps) + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2) ** 2
+        beta = (1 - curve[1:] / curve[:-1]).clamp(*BETA_LIMITS)
+        alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, 0)])
+        ratio = math.log(process.sigma_max / process.sigma_min)
+        sigma = process.sigma_min * torch.exp(ratio * torch.linspace(0, 1, steps, dtype=torch.float64))
+        score_norm = torch.cat([torch.ones(1, dtype=torch.float64), score_second_moment(sigma)])
+        sigma = torch.cat([torch.zeros(1, dtype=torch.float64), sigma])
+        self.register_buffer("alpha_bar", alpha_bar, persistent=False)
+        self.register_buffer("sigma", sigma, persistent=False)
+        # the sampler asks step by step: plain numbers, so that a GPU need not answer
+        self._alpha_bars: list[float] = alpha_bar.tolist()
+        self._sigmas: list[float] = sigma.tolist()
+        self.register_buffer("score_norm", score_norm, persistent=True)
+
+    def lattice_step(self, t: int, s: int) -> tuple[float, float, float, float]:
+        """Coefficients of the reverse step t -> s (s < t) of the lattice; s = t - 1 is the published step.
+
+        The posterior mean is ``a x0 + b x_t`` with standard deviation ``std``; also returns
+        sqrt(alpha_bar_t), from which x0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t).
+        """
+        now, then = self._alpha_bars[t], self._alpha_bars[s]
+        ratio = now / then
+        beta = 1 - ratio
+        a = math.sqrt(then) * beta / (1 - now)
+        b = math.sqrt(ratio) * (1 - then) / (1 - now)
+        return a, b, math.sqrt(max(beta * (1 - then) / (1 - now), 0.0)), math.sqrt(now)
+
+    def coords_step(self, t: int, s: int) -> tuple[float, float]:
+        """Reverse step t -> s of the coordinates: factor of the score, and standard deviation gamma."""
+        now, then = self._sigmas[t] ** 2, self._sigmas[s] ** 2
+        return now - then, math.sqrt(then * (now - then) / now)
+
+
+def reverse_times(timesteps: int, steps: int) -> list[int]:
+    """``steps`` + 1 noise levels from T down to 0, evenly spaced; every level if steps == timesteps."""
+    return [round(timesteps * (1 - i / steps)) for i in range(steps + 1)]

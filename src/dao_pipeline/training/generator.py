@@ -1,0 +1,104 @@
+"""Stages pretrain_generator and finetune_generator: DAO-G (paper 2.5, 2.6)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from dao_pipeline.config import Campaign, expand_path
+from dao_pipeline.crystals.table import read_table, require_crystals
+from dao_pipeline.crystals.volume import fit_element_volumes
+from dao_pipeline.errors import UserError
+from dao_pipeline.model.dao import About, DaoModel, load_model
+from dao_pipeline.process.objective import generator_objective
+from dao_pipeline.training.run import stage_seed, train_to_directory
+
+
+def pretrain_generator(
+    campaign: Campaign,
+    crysdb: Path,
+    out: Path,
+    work: Path,
+    *,
+    stage: int,
+    relaxed: Path | None = None,
+    init: Path | None = None,
+) -> None:
+    """Stage I from scratch on stable and unstable crystals; stage II from ``init`` on the relaxed set."""
+    name = f"pretrain_generator_stage{stage}"
+    val_file = crysdb / "val.parquet"
+    if stage == 1:
+        source = crysdb / "train.parquet"
+        crystals = read_table(source)
+        about = About(
+            kind="dao_g",
+            backbone=campaign.generator.backbone.model_dump(mode="json"),
+            process=campaign.process.model_dump(mode="json"),
+        )
+        torch.manual_seed(stage_seed(campaign.seed, name))
+        model = DaoModel(about, fit_element_volumes(crystals))
+        settings, inputs = campaign.pretrain.stage1, {"train": source}
+    else:
+        if relaxed is None or init is None:
+            raise UserError("pretrain-generator --stage 2 needs --relaxed and --init; give both.")
+        crystals = read_table(relaxed)
+        model = _generator(init)
+        settings, inputs = campaign.pretrain.stage2, {"relaxed": relaxed, "init": init / "model.safetensors"}
+    train_to_directory(
+        model,
+        generator_objective,
+        crystals,
+        read_table(val_file),
+        settings,
+        campaign=campaign,
+        stage=name,
+        inputs={**inputs, "val": val_file},
+        out=out,
+        work=work,
+    )
+
+
+def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, *, init: Path) -> None:
+    """Fine-tune on the stable part of the training split, all of it, or the table named in the campaign.
+
+    Raises UserError for a table with elements beyond the models' last one, or without crystals.
+    """
+    settings = campaign.finetune
+    source = expand_path(settings.path) if settings.path else crysdb / "train.parquet"
+    require_crystals(source)
+    crystals = read_table(source)
+    if settings.crystals == "stable" and not settings.path:
+        crystals = stable(crystals, campaign.crysdb.stable_threshold)
+    if crystals.num_rows == 0:
+        raise UserError(
+            f"{source}: no crystal within crysdb.stable_threshold = {campaign.crysdb.stable_threshold} eV/atom of "
+            "the hull; raise it, or set finetune.crystals: all."
+        )
+    train_to_directory(
+        _generator(init),
+        generator_objective,
+        crystals,
+        stable(read_table(crysdb / "val.parquet"), campaign.crysdb.stable_threshold),
+        settings.training,
+        campaign=campaign,
+        stage="finetune_generator",
+        inputs={"train": source, "val": crysdb / "val.parquet", "init": init / "model.safetensors"},
+        out=out,
+        work=work,
+    )
+
+
+def stable(table: pa.Table, threshold: float) -> pa.Table:
+    """Rows up to ``threshold`` eV/atom above the hull; rows without a hull distance are kept."""
+    keep = pc.or_(pc.is_null(table["e_above_hull"]), pc.less_equal(table["e_above_hull"], threshold))
+    return table.filter(pc.fill_null(keep, True))
+
+
+def _generator(folder: Path) -> DaoModel:
+    model = load_model(folder)
+    if model.about.kind != "dao_g":
+        raise UserError(f"{folder}: a {model.about.kind} model cannot generate; name a DAO-G directory.")
+    return model.train()

@@ -1,0 +1,33 @@
+"""The training curve as a table beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+METRICS = pa.schema(
+    [("stage", pa.string()), ("step", pa.int32()), ("split", pa.string())]
+    + [
+        (name, pa.float64())
+        for name in (
+            "loss",
+            "loss_lattice",
+            "loss_coords",
+            "loss_energy",
+            "energy_mae",
+            "learning_rate",
+            "crystals_per_second",
+            "atoms_per_second",
+            "memory_mb",
+            "seconds",
+        )
+    ]
+)
+"""Columns of metrics.parquet: losses are means since the record before; energy_mae is in eV/atom."""
+
+
+def metrics_table(stage: str, records: Sequence[dict[str, Any]]) -> pa.Table:
+    """Records of the training loop as a table; absent values are null."""
+    return pa.Table.from_pylist([{**record, "stage": stage} for record in records], schema=METRICS)
