@@ -353,7 +353,7 @@ class Campaign(Section):
 
 STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "download": ("data",),
-    "build_crysdb": ("crysdb", "seed"),
+    "build_crysdb": ("crysdb", "energy_model.label", "seed"),
     "train_energy_model": ("energy_model", "process", "seed"),
     "relax_dataset": ("relax",),
     "pretrain_generator_stage1": ("generator.backbone", "pretrain.stage1", "process", "seed"),

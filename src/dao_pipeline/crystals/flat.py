@@ -84,7 +84,7 @@ def formulas(flat: FlatCrystals) -> list[str]:
     known: dict[bytes, str] = {}
     result = []
     ptr = flat.ptr
-    for start, end in itertools.pairwise(ptr):
+    for start, end in pairwise(ptr.tolist()):
         numbers = np.sort(flat.numbers[start:end])
         key = numbers.tobytes()
         if key not in known:
