@@ -126,7 +126,7 @@ class Process(Section):
 class Backbone(Section):
     """Crysformer. Presets: tiny (4 layers, width 128), small (8, 256), base (12, 384: the paper)."""
 
-    preset: Literal["tiny", "small", "base"] = "small"
+    preset: Literal["tiny", "small", "base"] = Field("small", description="layers, width, heads and frequencies")
     layers: int | None = Field(None, ge=1, le=64, description="overrides the preset")
     width: int | None = Field(None, ge=16, le=4096, description="overrides the preset; divisible by heads")
     heads: int | None = Field(None, ge=1, le=64, description="overrides the preset")
@@ -278,14 +278,16 @@ class Evaluate(Section):
 class QE(Section):
     """Stage validate_qe: Quantum ESPRESSO on the top candidates, one job each."""
 
-    enabled: bool = False
+    enabled: bool = Field(False, description="run the stage")
     top_k: int = Field(1, ge=1, description="candidates per composition")
     command: str = Field("pw.x", description="how pw.x is started, e.g. 'mpirun -np 8 pw.x'")
     pseudo_dir: str | None = Field(None, description="folder with PBE pseudopotentials (UPF)")
     ecutwfc: float = Field(60.0, gt=0, description="Ry")
     ecutrho: float = Field(480.0, gt=0, description="Ry")
     kspacing: float = Field(0.3, gt=0, description="1/angstrom")
-    calculation: Literal["scf", "relax", "vc-relax"] = "vc-relax"
+    calculation: Literal["scf", "relax", "vc-relax"] = Field(
+        "vc-relax", description="scf: energy as it stands; relax: move atoms; vc-relax: cell as well"
+    )
 
 
 class Report(Section):
@@ -297,8 +299,8 @@ class Report(Section):
 class Resources(Section):
     """What a rule asks of Snakemake and Slurm."""
 
-    threads: int = Field(2, ge=1)
-    gpus: int = Field(0, ge=0)
+    threads: int = Field(2, ge=1, description="CPU cores")
+    gpus: int = Field(0, ge=0, description="GPUs of one node")
     mem_mb: int = Field(4_000, ge=100, description="megabytes; multiplied by the attempt")
     runtime: int = Field(60, ge=1, description="minutes; multiplied by the attempt")
 

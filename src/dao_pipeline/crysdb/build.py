@@ -105,7 +105,7 @@ def _clean(table: pa.Table, campaign: Campaign, excluded: set[str], ledger: Ledg
     drop()
     names = np.array(formulas(flat), dtype=object)
     hit = rows[np.isin(names, list(excluded))] if excluded else rows[:0]
-    ledger.reject(hit, "excluded", lambda k: "its composition is in a table of crysdb.exclude")
+    ledger.reject(hit, "excluded", "its composition is in a table of crysdb.exclude")
     names = names[ledger.alive[rows]]
     drop()
     given = given_split(table)[rows] if limits.use_given_split else np.full(len(rows), "", dtype=object)
@@ -129,7 +129,7 @@ def _clean(table: pa.Table, campaign: Campaign, excluded: set[str], ledger: Ledg
         test_fraction=limits.test_fraction,
     )
     leaking = rows[split == ""]
-    ledger.reject(leaking, "composition_in_test", lambda k: "the given test split has this composition")
+    ledger.reject(leaking, "composition_in_test", "the given test split has this composition")
     names, split = names[split != ""], split[split != ""]
     drop()
     return _rebuild(table.take(pa.array(rows)), flat, names.tolist(), split.tolist(), same_as)
@@ -145,7 +145,7 @@ def _label(table: pa.Table, campaign: Campaign, rows: np.ndarray, ledger: Ledger
     )
     label = campaign.energy_model.label
     unlabelled = rows[np.isnan(energies(table, label)[rows])]
-    ledger.reject(unlabelled, "no_label", lambda k: f"{label} is missing")
+    ledger.reject(unlabelled, "no_label", f"{label} is missing")
 
 
 def _rebuild(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,11 +34,12 @@ class Ledger:
         """(n,) bool: rows that are not rejected."""
         return self.reason == ""
 
-    def reject(self, rows: Iterable[int], reason: str, detail: Callable[[int], Any]) -> None:
-        """Reject ``rows`` that are still alive; ``detail(k)`` describes the k-th of them."""
+    def reject(self, rows: Iterable[int], reason: str, detail: str | Callable[[int], str]) -> None:
+        """Reject those of ``rows`` that are still alive; ``detail`` is a text, or describes the k-th of them."""
         for k, row in enumerate(rows):
             if self.reason[row] == "":
-                self.reason[row], self.detail[row] = reason, str(detail(k))
+                self.reason[row] = reason
+                self.detail[row] = detail if isinstance(detail, str) else detail(k)
 
     def rows(self, stage: str) -> list[dict[str, str]]:
         """The rejected rows as rejected.parquet has them."""
@@ -53,13 +53,13 @@ def malformed(table: pa.Table, ledger: Ledger) -> None:
     """Reject null structures and lists of unequal length: the rest can be flattened."""
     for name in ("id", "atomic_numbers", "frac_coords", "lattice"):
         null = np.flatnonzero(table[name].is_null().to_numpy())
-        ledger.reject(null, "missing_value", lambda k, name=name: f"{name} is null")
+        ledger.reject(null, "missing_value", f"{name} is null")
     counts, coords = list_lengths(table["atomic_numbers"]), list_lengths(table["frac_coords"])
     inner_null = [
         np.flatnonzero(_inner_nulls(table[name])) for name in ("atomic_numbers", "frac_coords", "lattice")
     ]
-    ledger.reject(np.unique(np.concatenate(inner_null)), "missing_value", lambda k: "a list holds null")
-    ledger.reject(np.flatnonzero(counts == 0), "no_atoms", lambda k: "the cell is empty")
+    ledger.reject(np.unique(np.concatenate(inner_null)), "missing_value", "a list holds null")
+    ledger.reject(np.flatnonzero(counts == 0), "no_atoms", "the cell is empty")
     unequal = np.flatnonzero(coords != 3 * counts)
     ledger.reject(
         unequal, "length_mismatch", lambda k: f"{coords[unequal[k]]} coordinates for {counts[unequal[k]]} atoms"

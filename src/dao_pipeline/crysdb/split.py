@@ -48,7 +48,7 @@ def assign(
     source_tests = bool((given == "test").any())
     chosen: dict[str, str] = {}
     result = np.array(given, dtype=object)
-    for i in np.flatnonzero(given == ""):
+    for i in np.flatnonzero(given == "").tolist():
         formula = formulas[i]
         if formula not in chosen:
             chosen[formula] = _side(

@@ -293,8 +293,8 @@ def _from_parsed(
     for name in STRUCTURE:
         columns[name] = pa.array([getattr(parsed[i], name) for i in good], pa.list_(pa.float64()))
     # ids first: a missing one is named after its row in the file, whatever was rejected before it
-    name = next((n for n in ALIASES["id"] if n in names), None)
-    ids = [(row.get(name) if name else None) or f"row:{first_row + i}" for i, row in enumerate(rows)]
+    id_name = next((n for n in ALIASES["id"] if n in names), "id")
+    ids = [row.get(id_name) or f"row:{first_row + i}" for i, row in enumerate(rows)]
     columns["id"] = pa.array([ids[i] for i in good], pa.string())
     imported = from_columns(pa.table(columns), path.stem, energy_method, str(path))
     imported.rejected += [

@@ -1,0 +1,222 @@
+"""Checks of whole campaigns before any job starts; light enough for the Snakefile (no pymatgen, no torch)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dao_pipeline.config import Campaign, expand_path, load_campaign, parse_formula
+from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
+from dao_pipeline.crystals.table import read_about, require_crystals, table_files
+from dao_pipeline.errors import UserError
+
+Origin = str | Path
+"""Where a campaign comes from; it is named in front of each problem."""
+
+_MODEL_FILES = ("config.json", "model.safetensors")
+_CSV_SUFFIXES = (".csv", ".tsv", ".txt")
+_STRUCTURE = ("atomic_numbers", "frac_coords", "lattice")
+_FORMULA_SUM = re.compile(rb"_chemical_formula_sum\s+['\"]*([A-Z][A-Za-z0-9. ]*)")
+_SITE = re.compile(rb"^\s*([A-Z][a-z]?)\d*[+-]?\s+\S+\s+[-\d.]", re.MULTILINE)
+
+
+def check_campaigns(paths: Iterable[Path]) -> dict[Path, Campaign]:
+    """Load and check campaign files.
+
+    Raises one UserError with every problem of every file, a line each: file, key, value, remedy.
+    """
+    campaigns: dict[Path, Campaign] = {}
+    problems: list[str] = []
+    for path in paths:
+        try:
+            campaigns[path] = load_campaign(path)
+        except UserError as error:
+            problems += str(error).splitlines()
+    problems += _problems(campaigns)
+    _raise(problems)
+    return campaigns
+
+
+def check_loaded(campaigns: Mapping[Path, Campaign] | Mapping[str, Campaign]) -> None:
+    """Check campaigns that are already loaded, with whatever was merged over their files.
+
+    Raises one UserError with every problem.
+    """
+    _raise(_problems(campaigns))
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _problems(campaigns: Mapping[Path, Campaign] | Mapping[str, Campaign]) -> list[str]:
+    found: list[str] = []
+    owner: dict[str, Origin] = {}
+    for origin, campaign in campaigns.items():
+        if campaign.name in owner:
+            found.append(
+                f"{origin}: name = {campaign.name}: {owner[campaign.name]} has the same name, so their results "
+                "would overwrite one another; rename one."
+            )
+        owner.setdefault(campaign.name, origin)
+        for check in (_data, _tables, _pretrained, _qe):
+            found += [f"{origin}: {problem}" for problem in check(campaign)]
+    return found
+
+
+def _data(campaign: Campaign) -> Iterator[str]:
+    """Problems of the source, and elements that it cannot teach."""
+    data = campaign.data
+    if data.source == "materials_project":
+        yield from _materials_project(campaign)
+        return
+    if data.source == "embedded":
+        from dao_pipeline.sources.embedded import EMBEDDED_PATH
+
+        path = EMBEDDED_PATH
+        key = "data.source = embedded"
+    else:
+        key = f"data.path = {data.path}"
+        try:
+            path = expand_path(data.path or "")
+        except UserError as error:
+            yield f"{key}: {error}"
+            return
+    if not path.exists():
+        yield f"{key}: {path} does not exist; correct the path."
+        return
+    try:
+        seen = elements_in(path)
+    except UserError as error:
+        yield f"{key}: {error}"
+        return
+    yield from _unseen(campaign, seen, f"no crystal of {path.name} contains")
+
+
+def _unseen(campaign: Campaign, seen: set[str], what: str) -> Iterator[str]:
+    for i, composition in enumerate(campaign.generate.compositions or []):
+        if missing := [symbol for symbol in parse_formula(composition.formula) if symbol not in seen]:
+            yield (
+                f"generate.compositions[{i}].formula = {composition.formula}: {what} {', '.join(missing)}, so the "
+                "models would never see it; choose another source, or remove the composition."
+            )
+
+
+def _materials_project(campaign: Campaign) -> Iterator[str]:
+    query = campaign.data.materials_project
+    if not os.environ.get("MP_API_KEY"):
+        yield (
+            "data.source = materials_project: the environment variable MP_API_KEY is not set; put the key of your "
+            "Materials Project account there (it is never stored)."
+        )
+    named = sorted({symbol for system in query.chemical_systems or [] for symbol in system.split("-")})
+    for key, symbols in (("elements", query.elements or []), ("chemical_systems", named)):
+        if wrong := [s for s in symbols if s not in ATOMIC_NUMBERS and s != "*"]:
+            yield f"data.materials_project.{key} = {', '.join(wrong)}: no such element; correct the symbol."
+    if named and "*" not in named:
+        yield from _unseen(campaign, set(named), "no system of data.materials_project.chemical_systems contains")
+
+
+def _tables(campaign: Campaign) -> Iterator[str]:
+    """Problems of the further tables that the campaign names."""
+    for i, text in enumerate(campaign.crysdb.exclude):
+        yield from _table(f"crysdb.exclude[{i}]", text, elements_in)
+    if campaign.finetune.path is not None:
+        yield from _table("finetune.path", campaign.finetune.path, require_crystals)
+
+
+def _table(key: str, text: str, check: Callable[[Path], object]) -> Iterator[str]:
+    try:
+        path = expand_path(text)
+        if not path.exists():
+            yield f"{key} = {text}: {path} does not exist; correct the path."
+            return
+        if path.suffix.lower() not in _CSV_SUFFIXES:
+            read_about(path)
+        check(path)
+    except (UserError, pa.ArrowInvalid, OSError) as error:
+        yield f"{key} = {text}: {error}"
+
+
+def _pretrained(campaign: Campaign) -> Iterator[str]:
+    text = campaign.generator.pretrained
+    if text is None:
+        return
+    try:
+        folder = expand_path(text)
+    except UserError as error:
+        yield f"generator.pretrained = {text}: {error}"
+        return
+    if missing := [name for name in _MODEL_FILES if not (folder / name).is_file()]:
+        yield (
+            f"generator.pretrained = {text}: {' and '.join(missing)} not found in {folder}; name a model "
+            "directory, or leave the key out to pretrain."
+        )
+
+
+def _qe(campaign: Campaign) -> Iterator[str]:
+    qe = campaign.qe
+    if not qe.enabled:
+        return
+    if not qe.pseudo_dir:
+        yield "qe.pseudo_dir: not given, but qe.enabled is true; name the folder with PBE pseudopotentials (UPF)."
+    else:
+        try:
+            folder = expand_path(qe.pseudo_dir)
+            if not any(p.suffix.lower() == ".upf" for p in (folder.iterdir() if folder.is_dir() else ())):
+                yield f"qe.pseudo_dir = {qe.pseudo_dir}: no UPF files in {folder}; correct the path."
+        except UserError as error:
+            yield f"qe.pseudo_dir = {qe.pseudo_dir}: {error}"
+    words = shlex.split(qe.command)
+    programs = [word for i, word in enumerate(words) if i == 0 or Path(word).name == "pw.x"]
+    if missing := [word for word in programs if shutil.which(word) is None]:
+        yield (
+            f"qe.command = {qe.command}: {' and '.join(missing)} not found on this machine; install Quantum "
+            "ESPRESSO, load its module, or write the full path."
+        )
+    if not words:
+        yield "qe.command: empty; write how pw.x is started, e.g. 'mpirun -np 8 pw.x'."
+
+
+def elements_in(path: Path) -> set[str]:
+    """Symbols of the elements in a file of crystals (Parquet, folder of shards, or CSV with CIFs).
+
+    Only what is needed is read: one column of Parquet; of CSV, the formulas that the CIFs state.
+
+    Raises UserError for files that hold no crystals.
+    """
+    if path.suffix.lower() in _CSV_SUFFIXES:
+        return _elements_in_csv(path)
+    read_about(path)
+    found: set[int] = set()
+    try:
+        for file in table_files(path):
+            names = pq.read_schema(file).names
+            if missing := [name for name in _STRUCTURE if name not in names]:
+                raise UserError(f"{file}: columns {', '.join(missing)} are missing; this is no table of crystals.")
+            numbers = pq.read_table(file, columns=["atomic_numbers"])["atomic_numbers"]
+            found.update(pc.unique(pc.list_flatten(numbers)).to_pylist())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise UserError(f"{path}: no readable table of crystals ({error}).") from error
+    return {SYMBOLS[int(z)] for z in found if isinstance(z, (int, float)) and 1 <= z < len(SYMBOLS)}
+
+
+def _elements_in_csv(path: Path) -> set[str]:
+    text = path.read_bytes()
+    header = text.split(b"\n", 1)[0]
+    if b"cif" not in header:
+        raise UserError(f"{path}: no column cif in the CSV header; add it.")
+    sums = {
+        symbol for formula in set(_FORMULA_SUM.findall(text)) for symbol in re.findall(rb"[A-Z][a-z]?", formula)
+    }
+    symbols = sums or set(_SITE.findall(text))
+    return {symbol.decode() for symbol in symbols} & set(ATOMIC_NUMBERS)
