@@ -1,0 +1,181 @@
+"""Were the known crystals found, and how does that compare with the baselines?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from dao_pipeline.report.coverage import is_true
+from dao_pipeline.report.figures import rate_bar
+from dao_pipeline.report.results import Results
+from dao_pipeline.report.text import NONE, formula, number, percent, present
+
+METHODS = {"dao": "DAO-G", "substitution": "Template substitution", "random": "Random generation"}
+"""Methods of the evaluation in the order in which they are shown."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One method on one target."""
+
+    found: bool
+    rmse: float | None
+    rank: int | None
+    candidates: int | None
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Share of targets found within the first k candidates of a method, with its 95 % interval."""
+
+    method: str
+    k: int
+    rate: float
+    low: float
+    high: float
+    rmse: float | None
+    n: int | None
+    bar: Markup
+
+    @property
+    def text(self) -> str:
+        """``40 % (17 to 69 %)``."""
+        return f"{percent(self.rate)} ({100 * self.low:.0f} to {percent(self.high)})"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The section: one row per target with an outcome per method, rates and what they mean."""
+
+    methods: dict[str, str]
+    rows: list[tuple[str, Markup, dict[str, Outcome]]]
+    rates: list[Rate]
+    sentences: list[str]
+
+    def totals(self, method: str) -> tuple[int, int]:
+        """Targets found by a method, and targets tried."""
+        outcomes = [row[2][method] for row in self.rows if method in row[2]]
+        return sum(o.found for o in outcomes), len(outcomes)
+
+    def best_rate(self, method: str) -> Rate | None:
+        """The rate of a method at its largest k."""
+        return max((r for r in self.rates if r.method == method), key=lambda r: r.k, default=None)
+
+
+def found_section(results: Results) -> Found | None:
+    """The evaluation's tables as a section; None if the stage has not run or there were no targets."""
+    targets = results.targets
+    if targets is None or targets.empty:
+        return None
+    present_methods = set(targets["method"])
+    methods = {m: METHODS.get(m, str(m)) for m in [*METHODS, *sorted(present_methods - set(METHODS))]}
+    methods = {m: name for m, name in methods.items() if m in present_methods}
+    rows: dict[str, tuple[str, Markup, dict[str, Outcome]]] = {}
+    for record in targets.to_dict("records"):
+        row = rows.setdefault(record["target_id"], (record["target_id"], formula(record["composition"]), {}))
+        row[2][record["method"]] = _outcome(record)
+    found = Found(methods, list(rows.values()), _rates(results.rates), [])
+    others = [m for m in ("substitution", "random") if m in methods]
+    if "dao" in methods:
+        found.sentences.extend(comparison(found, other) for other in others)
+    return found
+
+
+def _outcome(record: dict[Any, Any]) -> Outcome:
+    def maybe(name: str) -> Any:
+        value = record.get(name)
+        return value if present(value) else None
+
+    rank, candidates = maybe("first_match_rank"), maybe("candidates")
+    return Outcome(
+        found=bool(maybe("found")),
+        rmse=maybe("rmse"),
+        rank=None if rank is None else int(rank),
+        candidates=None if candidates is None else int(candidates),
+    )
+
+
+def _rates(summary: pd.DataFrame | None) -> list[Rate]:
+    if summary is None:
+        return []
+    rates = [
+        Rate(
+            method=str(r["method"]),
+            k=int(r["k"]),
+            rate=float(r["match_rate"]),
+            low=float(r["low"]),
+            high=float(r["high"]),
+            rmse=float(r["rmse"]) if present(r.get("rmse")) else None,
+            n=int(r["n"]) if present(r.get("n")) else None,
+            bar=rate_bar(float(r["match_rate"]), float(r["low"]), float(r["high"])),
+        )
+        for r in summary.dropna(subset=["match_rate", "low", "high"]).to_dict("records")
+    ]
+    order = {method: place for place, method in enumerate(METHODS)}
+    return sorted(rates, key=lambda r: (order.get(r.method, len(order)), r.k))
+
+
+def sign_test(a: int, b: int) -> float:
+    """Two-sided exact sign test: probability of a split at least as uneven as a : b by chance."""
+    n = a + b
+    if n == 0:
+        return 1.0
+    tail = sum(comb(n, k) for k in range(min(a, b) + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
+def comparison(found: Found, other: str) -> str:
+    """How DAO-G does against one baseline on the same targets, said plainly whichever is ahead."""
+    pairs = [(o["dao"].found, o[other].found) for _, _, o in found.rows if "dao" in o and other in o]
+    ours, theirs = sum(a for a, _ in pairs), sum(b for _, b in pairs)
+    only_us, only_them = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    name = METHODS[other].lower()
+    head = f"DAO-G found {ours} of {len(pairs)} known crystals, {name} {theirs}"
+    if only_us == only_them == 0:
+        return f"{head}: the same ones." if ours else f"{head}."
+    if ours == theirs:
+        return f"{head}: neither is ahead (DAO-G alone found {only_us}, {name} alone {only_them})."
+    chance = sign_test(only_us, only_them)
+    leader = "DAO-G is ahead" if ours > theirs else f"{name} is ahead of DAO-G"
+    verdict = "more than chance explains" if chance < 0.05 else "a difference that chance alone could make"
+    shown = f"= {chance:.2g}" if chance >= 1e-4 else "< 0.0001"
+    return (
+        f"{head}: {leader} (DAO-G alone found {only_us}, {name} alone {only_them}), {verdict} "
+        f"(sign test, p {shown})."
+    )
+
+
+Matches = dict[tuple[str, str, int], tuple[bool, float | None]]
+"""By composition, target id and number of the sample: is it the known crystal, and its RMSE."""
+
+
+def matches(results: Results) -> Matches:
+    """For each candidate of DAO-G that was compared: whether it is the known crystal, and its RMSE."""
+    if results.samples is None:
+        return {}
+    rows = results.samples[results.samples["method"] == "dao"]
+    matched = is_true(rows["matched"])
+    return {
+        (str(c), str(t), int(s)): (bool(m), float(r) if present(r) else None)
+        for c, t, s, m, r in zip(
+            rows["composition"], rows["target_id"], rows["sample"], matched, rows["rmse"], strict=True
+        )
+    }
+
+
+def outcome_text(outcome: Outcome | None) -> str:
+    """One cell of the found-or-not table in words."""
+    if outcome is None:
+        return NONE
+    if not outcome.found:
+        return "not found"
+    parts = ["found"]
+    if outcome.rank is not None:
+        parts.append(f"rank {outcome.rank}")
+    if outcome.rmse is not None:
+        parts.append(f"RMSE {number(outcome.rmse)}")
+    return " · ".join(parts)
