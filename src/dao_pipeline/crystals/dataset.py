@@ -11,10 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 from torch_geometric.data import Data, InMemoryDataset
 
-from dao_pipeline.crystals.volume import flat_atoms, lattices
+from dao_pipeline.crystals.flat import flatten
 
 
 class CrystalDataset(InMemoryDataset):
@@ -27,23 +26,21 @@ class CrystalDataset(InMemoryDataset):
 
     def __init__(self, table: pa.Table, label: str | None = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(root=None)
-        numbers, ptr = flat_atoms(table)
-        coords = np.asarray(table["frac_coords"].combine_chunks().flatten(), dtype=np.float64).reshape(-1, 3)
-        rows = table.num_rows
+        flat, rows = flatten(table), table.num_rows
         data = Data(
-            atomic_numbers=torch.from_numpy(numbers.copy()),
-            frac_coords=torch.from_numpy(coords.copy()).to(dtype),
-            lattice=torch.from_numpy(lattices(table).copy()).to(dtype),
-            num_nodes=len(numbers),
+            atomic_numbers=torch.from_numpy(flat.numbers.copy()),
+            frac_coords=torch.from_numpy(flat.frac.copy()).to(dtype),
+            lattice=torch.from_numpy(flat.lattice.copy()).to(dtype),
+            num_nodes=len(flat.numbers),
         )
-        atom_slices, row_slices = torch.from_numpy(ptr.copy()), torch.arange(rows + 1)
+        atom_slices, row_slices = torch.from_numpy(flat.ptr), torch.arange(rows + 1)
         slices = {"atomic_numbers": atom_slices, "frac_coords": atom_slices, "lattice": row_slices}
         if label is not None:
             energy = np.asarray(table[label].to_numpy(zero_copy_only=False), dtype=np.float64)
             data.energy = torch.from_numpy(energy.copy()).to(dtype)
             slices["energy"] = row_slices
         self.data, self.slices = data, slices
-        self.sizes = ptr[1:] - ptr[:-1]
+        self.sizes = flat.counts
 
     def select(self, indices: np.ndarray) -> Data:
         """The named crystals as one flat batch, in the order given.
@@ -100,12 +97,3 @@ def _cut(order: np.ndarray, sizes: np.ndarray, batch_atoms: int) -> Iterator[np.
         yield order[start:stop]
         done = int(ends[stop - 1])
         start = stop
-
-
-def lattice_to_parameters(lattice: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths (B, 3) in angstrom and angles (B, 3) in degrees (alpha, beta, gamma) of lattices (B, 3, 3)."""
-    lengths = lattice.norm(dim=-1)
-    pairs = ((1, 2), (0, 2), (0, 1))
-    cosines = [(lattice[:, i] * lattice[:, j]).sum(-1) / (lengths[:, i] * lengths[:, j]) for i, j in pairs]
-    angles = torch.rad2deg(torch.arccos(torch.stack(cosines, -1).clamp(-1.0, 1.0)))
-    return lengths, angles

@@ -92,7 +92,8 @@ class TorusAttention(nn.Module):
     def forward(self, x: Tensor, edges: EdgeFeatures, layout: Layout) -> Tensor:
         """(N, d) sorted -> (N, d)."""
         heads, width = self.heads, x.shape[-1]
-        weight, bias = self.edge.weight, self.edge.bias
+        weight: Tensor = self.edge.weight
+        bias: Tensor = self.edge.bias
         if self.edge_norm is not None:
             bias = bias + weight @ self.edge_norm.bias
             weight = weight * self.edge_norm.weight
@@ -108,8 +109,8 @@ class TorusAttention(nn.Module):
             layout.blocks(query), layout.blocks(key), layout.blocks(value), layout.blocks(phase_query), strict=True
         )
         if not self.joint:
-            parts = [_attend(*block, psi) for block, psi in zip(blocks, edges.phases, strict=True)]
-            direct, phase = (torch.cat([part[i].flatten(0, 1) for part in parts]) for i in (0, 1))
+            pairs = [_attend(*block, psi) for block, psi in zip(blocks, edges.phases, strict=True)]
+            direct, phase = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]) for i in (0, 1))
             constant = lattice_term + bias
             out = direct + self._from_phases(phase, w_psi, edges) + layout.expand(constant).view_as(direct)
             return self.out(out.flatten(1))
@@ -120,8 +121,8 @@ class TorusAttention(nn.Module):
         assert edges.mean is not None
         assert edges.rstd is not None
         parts = [
-            _attend_joint(*block, psi, mean, rstd, ql, qo)
-            for block, psi, mean, rstd, ql, qo in zip(
+            _attend_joint(q, k, v, p, psi, mean, rstd, ql, qo)
+            for (q, k, v, p), psi, mean, rstd, ql, qo in zip(
                 blocks,
                 edges.phases,
                 edges.mean,
@@ -131,7 +132,7 @@ class TorusAttention(nn.Module):
                 strict=True,
             )
         ]
-        direct, phase, scale, shift = (torch.cat([p[i].flatten(0, 1) for p in parts]) for i in range(4))
+        direct, phase, scale, shift = (torch.cat([part[i].flatten(0, 1) for part in parts]) for i in range(4))
         out = direct + self._from_phases(phase, w_psi, edges) + bias.view(heads, -1)
         out = out + scale[..., None] * layout.expand(lattice_term).view_as(direct) - shift[..., None] * ones
         return self.out(out.flatten(1))

@@ -35,7 +35,7 @@ def train_energy_model(campaign: Campaign, crysdb: Path, out: Path, work: Path) 
     crystals = labelled(read_table(train_file), settings.label)
     if crystals.num_rows == 0:
         raise UserError(
-            f"{train_file}: no crystal has energy_model.label = {settings.label}; choose a label that the data has."
+            f"{train_file}: no crystal has energy_model.label = {settings.label}; choose one that the data has."
         )
     energies = crystals[settings.label].to_numpy()
     about = About(

@@ -1,0 +1,163 @@
+"""Stage generate_candidates: the crystals of one shard, sampled by DAO-G and guided by DAO-P.
+
+The result of a shard follows from the campaign's seed, the shard's number and its rows alone. Batches are
+written as they are finished, so an interrupted shard continues at its last batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from dao_pipeline.candidates.plan import PLAN_COLUMNS
+from dao_pipeline.config import Campaign, Generate, stage_settings
+from dao_pipeline.crystals.dataset import size_batches
+from dao_pipeline.crystals.flat import FlatCrystals, list_values, structure_columns
+from dao_pipeline.crystals.geometry import cell_parameters, lattices_from_parameters
+from dao_pipeline.crystals.schema import COLUMNS
+from dao_pipeline.crystals.table import file_hash, provenance, read_about, read_table, write_table
+from dao_pipeline.device import pick_device
+from dao_pipeline.energy.predict import guidance_gradient, load_energy_model
+from dao_pipeline.errors import ContinueLater, UserError
+from dao_pipeline.interrupt import Interruptible
+from dao_pipeline.model.dao import DaoModel, load_model
+from dao_pipeline.model.layout import Layout
+from dao_pipeline.process.sampler import sample
+from dao_pipeline.progress import Reporter
+from dao_pipeline.training.run import stage_seed
+
+_log = logging.getLogger("dao_pipeline")
+
+
+def generate_candidates(
+    campaign: Campaign,
+    plan: Path,
+    generator: Path,
+    energy_model: Path,
+    shard: int,
+    out: Path,
+    work: Path,
+) -> None:
+    """Generate the rows of ``plan`` that belong to ``shard``; one row each in ``out``, whatever happens.
+
+    A shard beyond the plan is an empty table. Raises ContinueLater when interrupted.
+    """
+    settings = campaign.generate
+    table = read_table(plan, list(PLAN_COLUMNS))
+    rows = table.filter(pc.equal(table["shard"], shard)).combine_chunks()
+    inputs = {
+        "plan": plan,
+        "generator": generator / "model.safetensors",
+        "energy_model": energy_model / "model.safetensors",
+    }
+    about = provenance(
+        "generate_candidates",
+        campaign=campaign.name,
+        settings=stage_settings(campaign, "generate_candidates"),
+        inputs=inputs,
+        shard=shard,
+        seed=campaign.seed,
+    )
+    models = {name: file_hash(inputs[name]) for name in ("generator", "energy_model")}
+    identity = {"models": models, "settings": about["settings_hash"], "ids": rows["id"].to_pylist()}
+    device = pick_device()
+    dao_g = load_model(generator, device)
+    if dao_g.about.kind != "dao_g":
+        raise UserError(f"{generator}: a {dao_g.about.kind} model cannot generate; name a DAO-G directory.")
+    dao_p = load_energy_model(energy_model, device) if settings.guidance_scale > 0 else None
+    sizes = rows["num_atoms"].to_numpy().astype(np.int64)
+    batches = size_batches(sizes, settings.batch_atoms) if len(sizes) else []
+    parts: list[Path] = []
+    with Interruptible() as interrupt, Reporter(f"generate_candidates shard {shard}", len(sizes)) as progress:
+        for number, indices in enumerate(batches):
+            part = work / f"batch-{number:05d}.parquet"
+            if not (part.exists() and read_about(part).get("identity") == identity):
+                seed = stage_seed(campaign.seed, f"generate:{shard}:{number}")
+                batch = generate_rows(rows.take(indices), dao_g, dao_p, settings, seed)
+                write_table(batch, part, {**about, "identity": identity})
+            parts.append(part)
+            progress.advance(len(indices))
+            if interrupt.requested and len(parts) < len(batches):
+                raise ContinueLater(f"shard {shard} after batch {number}; finished batches are in {work}")
+    if parts:
+        done = pa.concat_tables([read_table(part) for part in parts])
+        result = done.take(np.argsort(np.concatenate(batches)))  # back in the order of the plan
+    else:
+        result = _as_candidates(rows, np.zeros((0, 3)), np.zeros((0, 3, 3)), settings)
+    if result["id"].to_pylist() != rows["id"].to_pylist():
+        raise RuntimeError(f"shard {shard}: generated rows do not agree with the plan")
+    write_table(result, out, about)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def generate_rows(
+    rows: pa.Table, generator: DaoModel, energy_model: DaoModel | None, settings: Generate, seed: int
+) -> pa.Table:
+    """Sample one crystal per row of a plan, all in one batch."""
+    device = next(generator.parameters()).device
+    numbers = torch.as_tensor(list_values(rows["atomic_numbers"]).astype(np.int64), device=device)
+    counts = torch.as_tensor(rows["num_atoms"].to_numpy().astype(np.int64), device=device)
+    ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    layout = Layout.from_ptr(ptr)
+    with torch.no_grad():
+        edge = generator.edge(numbers, layout)
+
+        def denoise(coords: Tensor, lattice: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            out = generator.crysformer(numbers, coords, lattice, ptr, t, layout)
+            return out.coords, out.lattice
+
+        sampled = sample(
+            denoise,
+            layout,
+            generator.schedule,
+            steps=settings.steps,
+            generator=torch.Generator(device).manual_seed(seed),
+            corrector=settings.corrector,
+            step_size=settings.step_size,
+            guidance=guidance_gradient(energy_model, numbers, edge, layout) if energy_model else None,
+            guidance_scale=settings.guidance_scale,
+        )
+    coords = sampled.frac_coords.double().cpu().numpy()
+    lattice = (sampled.lattice * edge).double().cpu().numpy()
+    return _as_candidates(rows, coords, lattice, settings)
+
+
+def _as_candidates(rows: pa.Table, coords: np.ndarray, lattice: np.ndarray, settings: Generate) -> pa.Table:
+    """The plan's rows with their crystals: coords (N, 3), lattice (rows, 3, 3) in angstrom.
+
+    Cells are rebuilt from lengths and angles. A crystal that is not finite has status ``not_finite`` and no
+    coordinates; a cell without volume has status ``flat_cell``.
+    """
+    counts = rows["num_atoms"].to_numpy().astype(np.int64)
+    crystal = np.repeat(np.arange(len(counts)), counts)
+    finite = np.isfinite(lattice).all((1, 2))
+    finite[crystal[~np.isfinite(coords).all(1)]] = False
+    volume = np.abs(np.linalg.det(np.where(finite[:, None, None], lattice, 0.0)))
+    flat_cell = finite & (volume < 1e-3)
+    sound = finite & ~flat_cell
+    status = np.select([~finite, flat_cell], ["not_finite", "flat_cell"], "ok")
+    cells = np.tile(np.eye(3), (len(counts), 1, 1))
+    cells[sound] = lattices_from_parameters(cell_parameters(lattice[sound]))
+    crystals = FlatCrystals(
+        numbers=list_values(rows["atomic_numbers"]).astype(np.int64),
+        frac=np.where(sound[crystal][:, None], coords, 0.0),
+        lattice=cells,
+        counts=counts,
+    )
+    columns = structure_columns(crystals, rows["formula"].to_pylist())
+    absent = pa.array(~sound)
+    for name in ("frac_coords", "lattice"):
+        rows = rows.append_column(
+            name, pc.if_else(absent, pa.nulls(len(counts), columns[name].type), columns[name])
+        )
+    rows = rows.append_column("source", pa.array(["dao_g"] * len(counts), pa.string()))
+    rows = rows.append_column("status", pa.array(status.tolist(), pa.string()))
+    scale = pa.array(np.full(len(counts), settings.guidance_scale), COLUMNS["guidance_scale"].type)
+    return rows.append_column("guidance_scale", scale)
