@@ -215,6 +215,16 @@ def report(
 
 
 @command
+def summary(
+    results: Annotated[Path, typer.Argument(help="folder of a campaign, e.g. results/demo")],
+) -> None:
+    """Print the best candidates of a campaign and where its report is."""
+    from dao_pipeline.report.summary import print_summary
+
+    print_summary(results)
+
+
+@command
 def check(
     campaigns: Annotated[list[Path], typer.Argument(help="campaign files (YAML)")],
 ) -> None:
@@ -226,11 +236,16 @@ def check(
 
 
 @command
-def resolve_config(config: ConfigFile, out: Annotated[Path, typer.Option(help="YAML file to write")]) -> None:
+def resolve_config(
+    config: Annotated[list[Path], typer.Option(help="campaign file; of several, later ones are merged over")],
+    out: Annotated[Path, typer.Option(help="YAML file to write")],
+    overrides: Annotated[str, typer.Option(help="keys and values merged over the files, as JSON or YAML")] = "{}",
+) -> None:
     """Write a campaign with every default filled in."""
     from dao_pipeline.config_files import write_resolved
+    from dao_pipeline.workflow_support import parse_overrides, read_campaign
 
-    write_resolved(_campaign(config), out)
+    write_resolved(read_campaign(config, parse_overrides(overrides)), out)
 
 
 @command

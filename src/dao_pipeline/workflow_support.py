@@ -1,0 +1,448 @@
+"""What the Snakefile needs: the campaigns of a run, the files of each stage, and what makes a stage rerun.
+
+Every job parses the Snakefile again, so nothing heavy (torch, pymatgen) may be imported from here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import wraps
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dao_pipeline.config import (
+    STAGE_SETTINGS,
+    Campaign,
+    Resources,
+    deep_merge,
+    expand_path,
+    parse_campaign,
+    read_yaml,
+    stage_settings,
+)
+from dao_pipeline.errors import UserError
+
+DEFAULT_CAMPAIGN = Path("config/demo.yaml")
+COMPUTE_KINDS = ("cpu", "training", "sampling")
+Kind = Literal["cpu", "training", "sampling"]
+
+# Campaigns ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    """One campaign of a Snakemake run: the files it was read from, what was merged over them, the result."""
+
+    files: tuple[Path, ...]
+    overrides: Mapping[str, Any]
+    campaign: Campaign
+
+    @property
+    def origin(self) -> str:
+        """The files, for messages."""
+        return " + ".join(str(path) for path in self.files)
+
+
+def load_campaigns(
+    config: Mapping[str, Any], configfiles: Sequence[Path] = (), default: Path = DEFAULT_CAMPAIGN
+) -> dict[str, Request]:
+    """The campaigns that a Snakemake command line asks for, by name.
+
+    ``configfiles`` are the files given with ``--configfile``: together they are one campaign, later files over
+    earlier ones. A key ``campaigns`` (in ``config`` or in such a file) is a campaign file or a list of them,
+    each a campaign of its own. Without either, ``default`` is the campaign. All other keys of ``config``
+    (``--config``) are merged over every campaign.
+
+    Raises UserError for files that cannot be read, wrong keys and values, and two campaigns of one name.
+    """
+    common: dict[str, Any] = {}
+    for path in configfiles:
+        common = deep_merge(common, read_yaml(path))
+    listed = config.get("campaigns", common.get("campaigns"))
+    overrides = {key: value for key, value in config.items() if key != "campaigns"}
+    if listed is None:
+        requests = [_request(tuple(configfiles) or (default,), overrides)]
+    else:
+        common.pop("campaigns", None)
+        overrides = deep_merge(common, overrides)
+        requests = [_request((path,), overrides) for path in _campaign_files(listed)]
+    named: dict[str, Request] = {}
+    for request in requests:
+        name = request.campaign.name
+        if name in named:
+            raise UserError(
+                f"{request.origin}: name = {name!r}: {named[name].origin} has the same name, and both would write "
+                f"to results/{name}. Give each campaign a name of its own (not with --config)."
+            )
+        named[name] = request
+    return named
+
+
+def _campaign_files(listed: object) -> list[Path]:
+    files = [listed] if isinstance(listed, str) else listed
+    if not isinstance(files, list) or not files or not all(isinstance(item, str) for item in files):
+        raise UserError(
+            f"campaigns = {listed!r}: expected a campaign file or a list of them, "
+            """e.g. --config campaigns="[config/demo.yaml, config/campaigns/mp20_small.yaml]"."""
+        )
+    return [Path(item) for item in files]
+
+
+def _request(files: tuple[Path, ...], overrides: Mapping[str, Any]) -> Request:
+    short = tuple(_short(path) for path in files)
+    campaign = read_campaign(short, overrides)
+    return Request(files=short, overrides=overrides, campaign=campaign)
+
+
+def _short(path: Path) -> Path:
+    """``path`` relative to the working directory where that is shorter to read."""
+    path = Path(path)
+    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
+
+
+def read_campaign(files: Sequence[Path], overrides: Mapping[str, Any]) -> Campaign:
+    """One campaign from files, later ones merged over earlier ones, and ``overrides`` over all."""
+    values: dict[str, Any] = {}
+    for path in files:
+        values = deep_merge(values, read_yaml(path))
+    origin = " + ".join(str(path) for path in files) + (" with --config" if overrides else "")
+    return parse_campaign(deep_merge(values, overrides), origin)
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """Keys and values that are merged over a campaign, from JSON or YAML.
+
+    Raises UserError for anything else.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"overrides = {text!r:.80}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(
+            f"overrides = {text!r:.80}: expected keys and values, e.g. '{{generate: {{samples: 5}}}}'."
+        )
+    return values
+
+
+# Files, settings and resources of the rules ---------------------------------------------------------------------
+
+
+class Campaigns(Mapping[str, Campaign]):
+    """The campaigns of a run, and every question that a rule asks about them.
+
+    Methods that take a stage or a kind of resources return a function of wildcards, as Snakemake wants it;
+    so no rule can read another campaign's configuration.
+    """
+
+    def __init__(self, requests: Mapping[str, Request]) -> None:
+        self._requests = dict(requests)
+
+    def __getitem__(self, name: str) -> Campaign:
+        return self._requests[name].campaign
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._requests)
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @property
+    def pattern(self) -> str:
+        """Regular expression of the wildcard ``campaign``."""
+        return "|".join(re.escape(name) for name in self)
+
+    # params
+
+    def config_options(self, wildcards: Any) -> list[str]:
+        """The files that the campaign is read from, as options of the command line."""
+        return [part for path in self._requests[wildcards.campaign].files for part in ("--config", str(path))]
+
+    def overrides(self, wildcards: Any) -> str:
+        """What ``--config`` merges over the campaign, as JSON."""
+        return json.dumps(self._requests[wildcards.campaign].overrides, sort_keys=True, default=str)
+
+    def everything(self, wildcards: Any) -> str:
+        """The whole campaign, as JSON."""
+        return self[wildcards.campaign].model_dump_json()
+
+    def settings(self, stage: str) -> Callable[[Any], str]:
+        """The configuration values that ``stage`` uses, as JSON: other edits do not rerun it."""
+
+        def of(wildcards: Any) -> str:
+            return json.dumps(stage_settings(self[wildcards.campaign], stage), sort_keys=True)
+
+        return of
+
+    def shard_plan(self, wildcards: Any) -> str:
+        """What a shard of candidates holds, as JSON.
+
+        The plan itself is no trigger: when a campaign grows, the plan changes, but full shards do not.
+        """
+        return planned_shard(self[wildcards.campaign], int(wildcards.shard))
+
+    # threads and resources
+
+    def resources(self, kind: Kind, wildcards: Any) -> Resources:
+        """What a kind of stage asks of the machine in this campaign."""
+        found = getattr(self[wildcards.campaign].compute, kind)
+        assert isinstance(found, Resources)
+        return found
+
+    def threads(self, kind: Kind) -> Callable[[Any], int]:
+        """Cores of a job."""
+        return lambda wildcards: self.resources(kind, wildcards).threads
+
+    def gpus(self, kind: Kind) -> Callable[[Any], int]:
+        """GPUs of a job; with 0 the Slurm plugin asks for none."""
+        return lambda wildcards: self.resources(kind, wildcards).gpus
+
+    def mem_mb(self, kind: Kind) -> Callable[[Any, int], int]:
+        """Megabytes of a job; more at each attempt."""
+        return lambda wildcards, attempt: self.resources(kind, wildcards).mem_mb * attempt
+
+    def runtime(self, kind: Kind) -> Callable[[Any, int], int]:
+        """Minutes of a job; more at each attempt."""
+        return lambda wildcards, attempt: self.resources(kind, wildcards).runtime * attempt
+
+    # inputs
+
+    def raw_source(self, wildcards: Any) -> list[str]:
+        """The campaign's own file of crystals, so that an edit of it reruns the download."""
+        data = self[wildcards.campaign].data
+        return [str(expand_path(data.path))] if data.source == "file" and data.path else []
+
+    def excluded(self, wildcards: Any) -> list[str]:
+        """Tables whose compositions are kept out of training."""
+        return [str(expand_path(path)) for path in self[wildcards.campaign].crysdb.exclude]
+
+    def finetuning_table(self, wildcards: Any) -> list[str]:
+        """The campaign's own table for fine-tuning."""
+        path = self[wildcards.campaign].finetune.path
+        return [str(expand_path(path))] if path else []
+
+    def pretrained(self, wildcards: Any) -> str:
+        """Weights that fine-tuning starts from: the second stage of pretraining, or a given model."""
+        given = self[wildcards.campaign].generator.pretrained
+        folder = str(expand_path(given)) if given else f"results/{wildcards.campaign}/models/dao_g/stage2"
+        return f"{folder}/model.safetensors"
+
+    def stage_input(self, stage: str) -> Callable[[Any], list[str]]:
+        """All files of ``stage`` in one campaign."""
+        return lambda wildcards: stage_files(self[wildcards.campaign], stage)
+
+    def report_input(self, wildcards: Any) -> list[str]:
+        """All results that the report shows."""
+        campaign = self[wildcards.campaign]
+        return [path for stage in REPORTED for path in stage_files(campaign, stage)]
+
+    # targets
+
+    def stage(self, stage: str) -> list[str]:
+        """All files of ``stage`` in all campaigns."""
+        return [path for campaign in self.values() for path in stage_files(campaign, stage)]
+
+
+MODEL_FILES = ("model.safetensors", "config.json", "metrics.parquet")
+STAGES = (*STAGE_SETTINGS, "resolve_config")
+REPORTED = (
+    "build_crysdb",
+    "train_energy_model",
+    "relax_dataset",
+    "pretrain_generator_stage1",
+    "pretrain_generator_stage2",
+    "finetune_generator",
+    "plan_candidates",
+    "generate_candidates",
+    "screen_candidates",
+    "evaluate",
+    "validate_qe",
+)
+"""Stages whose files the report reads."""
+
+RULES_OF_STAGE = {"pretrain_generator": ("pretrain_generator_stage1", "pretrain_generator_stage2")}
+"""Stages that are more than one rule."""
+
+
+def stage_files(campaign: Campaign, stage: str) -> list[str]:
+    """What ``stage`` writes for ``campaign``; nothing if the campaign does without it."""
+    base = f"results/{campaign.name}"
+    pretrains = campaign.generator.pretrained is None
+    match stage:
+        case "resolve_config":
+            files = ["config.yaml"]
+        case "download":
+            files = ["raw/crystals.parquet", "raw/rejected.parquet"]
+        case "build_crysdb":
+            files = [f"crysdb/{name}.parquet" for name in ("train", "val", "test", "rejected")]
+        case "train_energy_model":
+            files = [f"models/dao_p/{name}" for name in MODEL_FILES]
+        case "relax_dataset":
+            files = [f"relaxed/shard-{job:03d}.parquet" for job in range(campaign.relax.jobs)] if pretrains else []
+        case "pretrain_generator_stage1" | "pretrain_generator_stage2":
+            folder = stage.removeprefix("pretrain_generator_")
+            files = [f"models/dao_g/{folder}/{name}" for name in MODEL_FILES] if pretrains else []
+        case "finetune_generator":
+            files = [f"models/dao_g/finetuned/{name}" for name in MODEL_FILES]
+        case "plan_candidates":
+            files = ["candidates/plan.parquet"]
+        case "generate_candidates":
+            files = [f"candidates/generated/shard-{shard:04d}.parquet" for shard in range(_shards(campaign))]
+        case "screen_candidates":
+            files = ["candidates/screened.parquet", "candidates/top.zip"]
+        case "evaluate":
+            known = campaign.generate.compositions is None
+            files = [f"evaluation/{name}.parquet" for name in ("samples", "targets", "summary")] if known else []
+        case "validate_qe":
+            number = _compositions(campaign) * campaign.qe.top_k if campaign.qe.enabled else 0
+            files = [f"validation/candidate-{n:04d}.parquet" for n in range(number)]
+        case "report":
+            files = ["report/index.html"]
+        case _:
+            raise ValueError(f"{stage!r} is no stage; stages are {', '.join(STAGES)}")
+    return [f"{base}/{name}" for name in files]
+
+
+def _shards(campaign: Campaign) -> int:
+    from dao_pipeline.candidates.plan import planned_shards
+
+    return planned_shards(campaign)
+
+
+def _compositions(campaign: Campaign) -> int:
+    """Compositions asked for, from the configuration alone."""
+    given = campaign.generate.compositions
+    return campaign.generate.test_split.limit if given is None else len(given)
+
+
+def planned_shard(campaign: Campaign, shard: int) -> str:
+    """What a shard of candidates holds, as JSON, from the configuration alone.
+
+    Equal texts mean equal rows of the plan as long as the test split is the same; and where that changes, the
+    models are trained anew and all shards follow.
+    """
+    generate = campaign.generate
+    start = shard * generate.shard_size
+    stop = min(start + generate.shard_size, _compositions(campaign) * generate.samples)
+    asked: object = "test split"
+    if generate.compositions is not None:
+        from dao_pipeline.candidates.compositions import explicit_compositions
+
+        merged = explicit_compositions(generate.compositions)
+        stop = min(stop, len(merged) * generate.samples)
+        asked = [c.composition for c in merged[start // generate.samples : -(-stop // generate.samples)]]
+    return json.dumps(
+        {
+            "rows": [start, stop],
+            "samples": generate.samples,
+            "compositions": asked,
+            "max_atoms": generate.max_atoms,
+        }
+    )
+
+
+# Snakemake ----------------------------------------------------------------------------------------------------
+
+
+def open_campaigns(workflow: Any) -> Campaigns:
+    """The campaigns of this Snakemake run, checked; ends with a message if one is not sound."""
+    _prefer_this_environment()
+    if workflow.resource_settings.nodes is not None:
+        # A cluster run: `cores` of the default profile are this machine's, and must not limit the jobs' threads.
+        workflow.global_resources["_cores"] = None
+    default = _short(Path(str(workflow.basedir)) / DEFAULT_CAMPAIGN)
+    try:
+        settings = workflow.config_settings
+        requests = load_campaigns(settings.config, settings.configfiles, default)
+        if not workflow.remote_exec:  # jobs on other machines were checked before they were submitted
+            try:
+                from dao_pipeline.preflight import check_loaded
+
+                check_loaded({request.origin: request.campaign for request in requests.values()})
+            except ImportError:
+                pass
+    except UserError as error:
+        # An exception would be printed with a traceback and the Snakefile's line, which are not to blame.
+        raise SystemExit(f"error: {error}\nNo job was started.") from None
+    return Campaigns(requests)
+
+
+def _prefer_this_environment() -> None:
+    """Let jobs find the ``dao-pipeline`` that is installed beside this Python, activated or not."""
+    folder = str(Path(sys.executable).parent)
+    paths = os.environ.get("PATH", "").split(os.pathsep)
+    if paths[0] != folder and (Path(folder) / "dao-pipeline").exists():
+        os.environ["PATH"] = os.pathsep.join([folder, *paths])
+
+
+def name_stages(workflow: Any, campaigns: Campaigns) -> None:
+    """Let ``snakemake STAGE`` mean the files of that stage in all campaigns.
+
+    The rules of the stages carry the stages' names, so that ``-R``, ``--until``, ``--omit-from``,
+    ``--set-threads`` and so on take them; but Snakemake refuses a rule with wildcards as a target. So the names
+    are replaced by files after the command line is read and before the graph is built.
+    """
+    prepare = workflow._prepare_dag
+
+    @wraps(prepare)
+    def prepare_named(*args: Any, **kwargs: Any) -> Any:
+        settings = workflow.dag_settings
+        settings.targets = _target_files(settings.targets, campaigns, workflow.is_rule)
+        for option in ("forcerun", "until", "omit_from"):
+            setattr(settings, option, _rule_names(getattr(settings, option)))
+        return prepare(*args, **kwargs)
+
+    workflow._prepare_dag = prepare_named
+
+
+def _target_files(targets: Iterable[str], campaigns: Campaigns, is_rule: Callable[[str], bool]) -> frozenset[str]:
+    files: list[str] = []
+    for target in targets:
+        if target in STAGES or target in RULES_OF_STAGE:
+            files.extend(_stage_target(target, campaigns))
+        elif target.isidentifier() and not is_rule(target):
+            # No file of the workflow looks like that, so it is a misspelt stage.
+            stages = [*RULES_OF_STAGE, *(stage for stage in STAGES if stage not in _parts())]
+            similar = get_close_matches(target, stages, n=1)
+            hint = f"did you mean {similar[0]}?" if similar else f"stages are {', '.join(stages)}."
+            raise SystemExit(f"error: there is no stage {target!r}; {hint}\nNo job was started.")
+        else:
+            files.append(target)
+    return frozenset(files)
+
+
+def _parts() -> set[str]:
+    return {rule for rules in RULES_OF_STAGE.values() for rule in rules}
+
+
+def _stage_target(stage: str, campaigns: Campaigns) -> list[str]:
+    files = [path for rule in RULES_OF_STAGE.get(stage, (stage,)) for path in campaigns.stage(rule)]
+    if not files:
+        raise SystemExit(
+            f"error: no campaign of {', '.join(campaigns)} has a stage {stage}: {_WHY_NOT[stage]}.\n"
+            "No job was started."
+        )
+    return files
+
+
+def _rule_names(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(rule for name in names for rule in RULES_OF_STAGE.get(name, (name,)))
+
+
+_PRETRAINED = "generator.pretrained names a model that is pretrained already"
+_WHY_NOT = {
+    "relax_dataset": _PRETRAINED,
+    "pretrain_generator": _PRETRAINED,
+    "pretrain_generator_stage1": _PRETRAINED,
+    "pretrain_generator_stage2": _PRETRAINED,
+    "evaluate": "generate.compositions is set, so there are no known crystals to compare with",
+    "validate_qe": "qe.enabled is false",
+}

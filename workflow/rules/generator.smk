@@ -1,0 +1,104 @@
+# DAO-G: two stages of pretraining, and fine-tuning on stable crystals.
+
+
+rule pretrain_generator_stage1:
+    input:
+        config=ancient("results/{campaign}/config.yaml"),
+        train="results/{campaign}/crysdb/train.parquet",
+        val="results/{campaign}/crysdb/val.parquet",
+    output:
+        weights="results/{campaign}/models/dao_g/stage1/model.safetensors",
+        config="results/{campaign}/models/dao_g/stage1/config.json",
+        metrics="results/{campaign}/models/dao_g/stage1/metrics.parquet",
+    log:
+        "logs/{campaign}/pretrain_generator_stage1.log",
+    benchmark:
+        "results/{campaign}/timings/pretrain_generator_stage1.tsv"
+    retries: 2
+    conda:
+        "dao-pipeline-gpu"
+    threads: campaigns.threads("training")
+    resources:
+        gpu=campaigns.gpus("training"),
+        mem_mb=campaigns.mem_mb("training"),
+        runtime=campaigns.runtime("training"),
+    params:
+        crysdb=subpath(input.train, parent=True),
+        out=subpath(output.weights, parent=True),
+        work="work/{campaign}/pretrain_generator_stage1",
+        settings=campaigns.settings("pretrain_generator_stage1"),
+        code=stage_code_hash("pretrain_generator_stage1"),
+    shell:
+        "dao-pipeline pretrain-generator --stage 1 --config {input.config:q} --crysdb {params.crysdb:q}"
+        " --out {params.out:q} --work {params.work:q} > {log:q} 2>&1"
+
+
+rule pretrain_generator_stage2:
+    input:
+        config=ancient("results/{campaign}/config.yaml"),
+        val="results/{campaign}/crysdb/val.parquet",
+        relaxed=campaigns.stage_input("relax_dataset"),
+        init="results/{campaign}/models/dao_g/stage1/model.safetensors",
+    output:
+        weights="results/{campaign}/models/dao_g/stage2/model.safetensors",
+        config="results/{campaign}/models/dao_g/stage2/config.json",
+        metrics="results/{campaign}/models/dao_g/stage2/metrics.parquet",
+    log:
+        "logs/{campaign}/pretrain_generator_stage2.log",
+    benchmark:
+        "results/{campaign}/timings/pretrain_generator_stage2.tsv"
+    retries: 2
+    conda:
+        "dao-pipeline-gpu"
+    threads: campaigns.threads("training")
+    resources:
+        gpu=campaigns.gpus("training"),
+        mem_mb=campaigns.mem_mb("training"),
+        runtime=campaigns.runtime("training"),
+    params:
+        crysdb=subpath(input.val, parent=True),
+        relaxed="results/{campaign}/relaxed",
+        init=subpath(input.init, parent=True),
+        out=subpath(output.weights, parent=True),
+        work="work/{campaign}/pretrain_generator_stage2",
+        settings=campaigns.settings("pretrain_generator_stage2"),
+        code=stage_code_hash("pretrain_generator_stage2"),
+    shell:
+        "dao-pipeline pretrain-generator --stage 2 --config {input.config:q} --crysdb {params.crysdb:q}"
+        " --relaxed {params.relaxed:q} --init {params.init:q}"
+        " --out {params.out:q} --work {params.work:q} > {log:q} 2>&1"
+
+
+rule finetune_generator:
+    input:
+        config=ancient("results/{campaign}/config.yaml"),
+        train="results/{campaign}/crysdb/train.parquet",
+        val="results/{campaign}/crysdb/val.parquet",
+        table=campaigns.finetuning_table,
+        init=campaigns.pretrained,
+    output:
+        weights="results/{campaign}/models/dao_g/finetuned/model.safetensors",
+        config="results/{campaign}/models/dao_g/finetuned/config.json",
+        metrics="results/{campaign}/models/dao_g/finetuned/metrics.parquet",
+    log:
+        "logs/{campaign}/finetune_generator.log",
+    benchmark:
+        "results/{campaign}/timings/finetune_generator.tsv"
+    retries: 2
+    conda:
+        "dao-pipeline-gpu"
+    threads: campaigns.threads("training")
+    resources:
+        gpu=campaigns.gpus("training"),
+        mem_mb=campaigns.mem_mb("training"),
+        runtime=campaigns.runtime("training"),
+    params:
+        crysdb=subpath(input.train, parent=True),
+        init=subpath(input.init, parent=True),
+        out=subpath(output.weights, parent=True),
+        work="work/{campaign}/finetune_generator",
+        settings=campaigns.settings("finetune_generator"),
+        code=stage_code_hash("finetune_generator"),
+    shell:
+        "dao-pipeline finetune-generator --config {input.config:q} --crysdb {params.crysdb:q} --init {params.init:q}"
+        " --out {params.out:q} --work {params.work:q} > {log:q} 2>&1"
