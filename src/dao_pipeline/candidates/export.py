@@ -1,0 +1,63 @@
+"""The best candidates of each composition as CIF files in one zip."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dao_pipeline.crystals.cif import cif_text
+from dao_pipeline.crystals.crystal import Crystal, from_table
+from dao_pipeline.crystals.table import replacing
+
+_LONG_AGO = (1980, 1, 1, 0, 0, 0)
+"""Time of every file in a zip: the same candidates give the same bytes."""
+
+_COLUMNS = [
+    "id",
+    "source",
+    "formula",
+    "atomic_numbers",
+    "frac_coords",
+    "lattice",
+    "composition",
+    "rank",
+    "spacegroup",
+    "energy_pred",
+]
+
+
+def cif_name(crystal: Crystal) -> str:
+    """A file name that is safe everywhere: ``SrTiO3_001_cand-0-3.cif`` (composition, rank, id)."""
+    composition, rank = crystal.extra["composition"], crystal.extra["rank"]
+    return f"{composition}_{rank:03d}_{re.sub(r'[^A-Za-z0-9]+', '-', crystal.id)}.cif"
+
+
+def cif_comment(crystal: Crystal) -> str:
+    """What a CIF says about its candidate: id, composition, rank, predicted energy, space group."""
+    of = crystal.extra
+    energy = f"{of['energy_pred']:.6f} eV/atom" if of["energy_pred"] is not None else "unknown"
+    return (
+        f"id {crystal.id}; composition {of['composition']}; formula {crystal.formula}; rank {of['rank']}; "
+        f"energy predicted by DAO-P {energy}; space group {of['spacegroup'] or 'unknown'}"
+    )
+
+
+def write_top(table: pa.Table, top_k: int, path: Path) -> None:
+    """Write the candidates of a screened table with rank up to ``top_k`` as a zip of CIF files, atomically.
+
+    In order of the compositions, then rank. The zip is empty if nothing is ranked.
+    """
+    best = table.select(_COLUMNS).filter(pc.fill_null(pc.less_equal(table["rank"], top_k), False))
+    crystals = list(from_table(best))
+    first = {name: i for i, name in reversed(list(enumerate(table["composition"].to_pylist())))}
+    crystals.sort(key=lambda c: (first[c.extra["composition"]], c.extra["rank"]))
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for crystal in crystals:
+            entry = zipfile.ZipInfo(cif_name(crystal), date_time=_LONG_AGO)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, cif_text(crystal, cif_comment(crystal)))

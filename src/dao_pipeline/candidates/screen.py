@@ -1,0 +1,217 @@
+"""Stage screen_candidates: check, group, compare with known crystals, rank, export the best.
+
+One row per planned candidate, whatever happened to it; ``status`` is ok exactly for the valid ones.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dao_pipeline.candidates.export import write_top
+from dao_pipeline.candidates.gather import gather_shards
+from dao_pipeline.config import Campaign, Matcher, Screen, stage_settings
+from dao_pipeline.crystals.crystal import Crystal, from_table
+from dao_pipeline.crystals.flat import flatten
+from dao_pipeline.crystals.geometry import shortest_distances, volumes
+from dao_pipeline.crystals.schema import COLUMNS
+from dao_pipeline.crystals.table import iter_tables, provenance, read_table, write_table
+from dao_pipeline.parallel import parallel_map
+
+log = logging.getLogger(__name__)
+
+_STRUCTURE = ["id", "source", "formula", "atomic_numbers", "frac_coords", "lattice"]
+
+
+def screen_candidates(
+    campaign: Campaign, plan: Path, generated: Path, crysdb: Path, energy_model: Path, out: Path
+) -> None:
+    """Write the screened table, and ``top.zip`` with CIF files beside it.
+
+    Raises UserError where the shards in ``generated`` are not exactly the plan.
+    """
+    from dao_pipeline.energy.predict import predict_energies
+
+    table = gather_shards(read_table(plan), generated)
+    energies = predict_energies(energy_model, table, batch_atoms=campaign.generate.batch_atoms)
+    table = check_geometry(table, campaign.screen)
+    table = set_column(table, "energy_pred", [float(e) if isfinite(e) else None for e in energies])
+    references = read_references(crysdb, set(table["formula"].to_pylist()))
+    table = compare(table, references, campaign.screen, campaign.compute.cpu.threads)
+    about = provenance(
+        "screen_candidates",
+        campaign=campaign.name,
+        settings=stage_settings(campaign, "screen_candidates"),
+        inputs={"plan": plan, "generated": generated, "crysdb": crysdb, "energy_model": energy_model},
+        symprec=campaign.screen.symprec,
+    )
+    write_top(table, campaign.screen.top_k, out.parent / "top.zip")
+    write_table(table, out, about)
+    counts = {name: int(pc.sum(table[name]).as_py() or 0) for name in ("valid", "unique", "novel")}
+    log.info("%d candidates: %s", table.num_rows, ", ".join(f"{n} {name}" for name, n in counts.items()))
+
+
+def set_column(table: pa.Table, name: str, values: Sequence[Any] | np.ndarray) -> pa.Table:
+    """``table`` with one column of the crystal schema added or replaced; None is null."""
+    column = pa.array(values, COLUMNS[name].type, from_pandas=True)
+    if name in table.column_names:
+        return table.set_column(table.column_names.index(name), name, column)
+    return table.append_column(name, column)
+
+
+def check_geometry(table: pa.Table, settings: Screen) -> pa.Table:
+    """Add min_distance, volume_per_atom and valid; name in status what is wrong with an invalid crystal."""
+    exists = np.asarray(pc.is_valid(table["lattice"]))
+    flat = flatten(table.filter(pa.array(exists)))
+    distance, volume = np.full(table.num_rows, np.nan), np.full(table.num_rows, np.nan)
+    distance[exists] = shortest_distances(flat)
+    volume[exists] = volumes(flat.lattice) / flat.counts
+    close = ~(distance >= settings.min_distance)
+    dense, empty = ~(volume >= settings.min_volume_per_atom), ~(volume <= settings.max_volume_per_atom)
+    valid = exists & ~close & ~dense & ~empty
+    status = np.array(table["status"].to_pylist(), dtype=object)
+    status[exists & empty] = f"volume per atom above {settings.max_volume_per_atom:g} angstrom^3"
+    status[exists & dense] = f"volume per atom below {settings.min_volume_per_atom:g} angstrom^3"
+    status[exists & close] = f"atoms closer than {settings.min_distance:g} angstrom"
+    table = set_column(table, "status", status.tolist())
+    table = set_column(table, "min_distance", distance)
+    table = set_column(table, "volume_per_atom", volume)
+    return set_column(table, "valid", valid)
+
+
+def read_references(crysdb: Path, formulas: set[str]) -> dict[str, list[Crystal]]:
+    """Crystals of the training and validation splits with one of the reduced ``formulas``, by formula.
+
+    Streamed: only what is compared is held in memory.
+    """
+    wanted = pa.array(sorted(formulas), pa.string())
+    found: dict[str, list[Crystal]] = defaultdict(list)
+    for name in ("train", "val"):
+        for piece in iter_tables(crysdb / f"{name}.parquet", columns=_STRUCTURE):
+            rows = piece.filter(pc.is_in(piece["formula"], value_set=wanted))
+            for crystal, formula in zip(from_table(rows), rows["formula"].to_pylist(), strict=True):
+                found[formula].append(crystal)
+    return dict(found)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The valid candidates of one composition (rows of the table, with their energies) and known crystals."""
+
+    rows: list[int]
+    crystals: list[Crystal]
+    energies: list[float | None]
+    references: list[Crystal]
+    symprec: float
+    matcher: Matcher
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Columns of one candidate that come from comparing it with others; None where it is not valid."""
+
+    spacegroup: int | None = None
+    group: int | None = None
+    group_size: int | None = None
+    unique: bool | None = None
+    novel: bool | None = None
+    rank: int | None = None
+
+
+COMPARED = tuple(Verdict.__dataclass_fields__)
+"""Columns that ``compare`` adds."""
+
+
+def compare(table: pa.Table, references: dict[str, list[Crystal]], settings: Screen, workers: int) -> pa.Table:
+    """Add space group, group, unique, novel and rank to a table that ``check_geometry`` has been through.
+
+    Compositions are independent of one another and are spread over processes.
+    """
+    members: dict[str, list[int]] = defaultdict(list)
+    valid = table["valid"].to_pylist()
+    for row, composition in enumerate(table["composition"].to_pylist()):
+        if valid[row]:
+            members[composition].append(row)
+    formulas, energies = table["formula"].to_pylist(), table["energy_pred"].to_pylist()
+    structures = table.select(_STRUCTURE)
+    tasks = [
+        Task(
+            rows=rows,
+            crystals=list(from_table(structures.take(pa.array(rows)))),
+            energies=[energies[row] for row in rows],
+            references=references.get(formulas[rows[0]], []),
+            symprec=settings.symprec,
+            matcher=settings.matcher,
+        )
+        for rows in members.values()
+    ]
+    verdicts = [Verdict()] * table.num_rows
+    for task, result in zip(tasks, parallel_map(screen_composition, tasks, workers), strict=True):
+        for row, verdict in zip(task.rows, result, strict=True):
+            verdicts[row] = verdict
+    for name in COMPARED:
+        table = set_column(table, name, [getattr(verdict, name) for verdict in verdicts])
+    return table
+
+
+def screen_composition(task: Task) -> list[Verdict]:
+    """Compare the valid candidates of one composition with each other and with known crystals."""
+    from dao_pipeline.evaluation.matching import Sameness
+
+    same = Sameness(task.matcher)
+    reduced = [same.reduce(crystal) for crystal in task.crystals]
+    known = [same.reduce(crystal) for crystal in task.references]
+    energies = [inf if energy is None else energy for energy in task.energies]
+    groups = group_by_energy(energies, lambda i, j: same(reduced[i], reduced[j]))
+    verdicts: list[Verdict] = [Verdict()] * len(reduced)
+    for number, group in enumerate(groups):
+        for place, i in enumerate(group):
+            unique = place == 0
+            verdicts[i] = Verdict(
+                spacegroup=spacegroup(task.crystals[i], task.symprec),
+                group=number,
+                group_size=len(group),
+                unique=unique,
+                novel=not any(same(reference, reduced[i]) for reference in known),
+                rank=number + 1 if unique and energies[i] < inf else None,
+            )
+    return verdicts
+
+
+def group_by_energy(energies: Sequence[float], same: Callable[[int, int], bool]) -> list[list[int]]:
+    """Groups of candidates that match the lowest-energy member, which stands first; groups by its energy.
+
+    Greedy: in order of energy (ties in order of the list) each candidate joins the first group whose first
+    member it matches, or founds one.
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(energies)), key=lambda i: (energies[i], i)):
+        for group in groups:
+            if same(group[0], i):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups
+
+
+def spacegroup(crystal: Crystal, symprec: float) -> int | None:
+    """Space group number at ``symprec`` (angstrom); None where moyopy finds none."""
+    import moyopy
+
+    cell = moyopy.Cell(
+        crystal.lattice.tolist(), crystal.frac_coords.tolist(), [int(z) for z in crystal.atomic_numbers]
+    )
+    try:
+        return int(moyopy.MoyoDataset(cell, symprec=symprec).number)
+    except ValueError:
+        return None

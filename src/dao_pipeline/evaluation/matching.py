@@ -1,0 +1,87 @@
+"""Are two crystals the same? pymatgen's StructureMatcher, and what to do when it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pymatgen.core import Structure
+from pymatgen.core.structure_matcher import StructureMatcher
+
+from dao_pipeline.config import Matcher
+from dao_pipeline.crystals.convert import to_structure
+from dao_pipeline.crystals.crystal import Crystal
+from dao_pipeline.parallel import parallel_map
+
+
+def structure_matcher(settings: Matcher) -> StructureMatcher:
+    """pymatgen's matcher with the tolerances of the campaign, other arguments default."""
+    return StructureMatcher(ltol=settings.ltol, stol=settings.stol, angle_tol=settings.angle_tol)
+
+
+@dataclass(frozen=True)
+class Match:
+    """Outcome for one pair.
+
+    rmse: root-mean-square displacement in units of (V/n)^(1/3) of the average cell; None: no match.
+    error: why the matcher could not decide, which counts as no match; None where it could.
+    """
+
+    rmse: float | None
+    error: str | None = None
+
+
+def match(predicted: Crystal, known: Crystal, matcher: StructureMatcher) -> Match:
+    """Compare a predicted with a known crystal as the published match rates do (``get_rms_dist``)."""
+    try:
+        found = matcher.get_rms_dist(to_structure(predicted), to_structure(known))
+    except Exception as error:
+        # whatever a degenerate cell provokes in pymatgen, numpy or scipy: the pair is counted, as no match
+        return Match(None, f"{type(error).__name__}: {error}"[:200])
+    return Match(None if found is None else float(found[0]))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All candidates that are compared with one known crystal."""
+
+    known: Crystal
+    candidates: list[Crystal]
+    matcher: Matcher
+
+
+def match_target(comparison: Comparison) -> list[Match]:
+    """Each candidate against the known crystal, in order."""
+    matcher = structure_matcher(comparison.matcher)
+    return [match(candidate, comparison.known, matcher) for candidate in comparison.candidates]
+
+
+def match_all(comparisons: Sequence[Comparison], workers: int) -> list[list[Match]]:
+    """``match_target`` of every comparison, on several processes; in order."""
+    return parallel_map(match_target, comparisons, workers)
+
+
+class Sameness:
+    """Whether two crystals match, for many pairs of few crystals: each is reduced once.
+
+    Decides as ``StructureMatcher.fit`` does; a failure counts as no match.
+    """
+
+    def __init__(self, settings: Matcher) -> None:
+        self.matcher = structure_matcher(settings)
+
+    def reduce(self, crystal: Crystal) -> Structure | None:
+        """Primitive cell, reduced as the matcher would; None where that fails: such a crystal matches nothing."""
+        try:
+            return to_structure(crystal).get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
+        except Exception:  # as in match
+            return None
+
+    def __call__(self, first: Structure | None, second: Structure | None) -> bool:
+        """Whether two reduced crystals match."""
+        if first is None or second is None:
+            return False
+        try:
+            return bool(self.matcher.fit(first, second, skip_structure_reduction=True))
+        except Exception:  # as in match
+            return False
