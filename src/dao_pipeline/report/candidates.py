@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from dao_pipeline.candidates.export import cif_comment
 from dao_pipeline.config import Campaign
+from dao_pipeline.crystals.cif import cif_text
 from dao_pipeline.crystals.crystal import Crystal
-from dao_pipeline.report.cif import cif_text
 from dao_pipeline.report.coverage import is_true
 from dao_pipeline.report.figures import Axis, Mark, strip, strip_axis
 from dao_pipeline.report.found import Matches, matches
@@ -69,8 +70,7 @@ def ranked(screened: pd.DataFrame, top_k: int) -> pd.DataFrame:
     """The first ``top_k`` candidates of each composition, by composition in order of the table, then rank."""
     rows = screened[screened["rank"].notna()]
     rows = rows.assign(place=pd.factorize(_key(rows))[0], rank=rows["rank"].astype(int))
-    first = int(rows["rank"].min()) if len(rows) else 0
-    return rows[rows["rank"] < first + top_k].sort_values(["place", "rank"], kind="stable")
+    return rows[rows["rank"] <= top_k].sort_values(["place", "rank"], kind="stable")
 
 
 def _key(frame: pd.DataFrame) -> pd.Series:
@@ -106,7 +106,7 @@ def _candidate(row: dict[Any, Any], crystal: Crystal, known: Matches) -> Candida
         return row[name] if present(row.get(name)) else None
 
     found, rmse = is_known(row, known)
-    text = cif_text(crystal, f"{row['id']}, rank {row['rank']} of {row['composition']}")
+    text = cif_text(crystal, cif_comment(crystal))
     return Candidate(
         id=str(row["id"]),
         composition=str(row["composition"]),

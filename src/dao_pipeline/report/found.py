@@ -12,7 +12,7 @@ from markupsafe import Markup
 from dao_pipeline.report.coverage import is_true
 from dao_pipeline.report.figures import rate_bar
 from dao_pipeline.report.results import Results
-from dao_pipeline.report.text import NONE, formula, number, percent, present
+from dao_pipeline.report.text import NONE, formula, number, percent, plural, present
 
 METHODS = {"dao": "DAO-G", "substitution": "Template substitution", "random": "Random generation"}
 """Methods of the evaluation in the order in which they are shown."""
@@ -134,19 +134,18 @@ def comparison(found: Found, other: str) -> str:
     ours, theirs = sum(a for a, _ in pairs), sum(b for _, b in pairs)
     only_us, only_them = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
     name = METHODS[other].lower()
-    head = f"DAO-G found {ours} of {len(pairs)} known crystals, {name} {theirs}"
+    head = f"DAO-G found {ours} of {plural(len(pairs), 'known crystal')}, {name} {theirs}"
     if only_us == only_them == 0:
         return f"{head}: the same ones." if ours else f"{head}."
+    alone = f"DAO-G alone found {only_us}, {name} alone {only_them}"
     if ours == theirs:
-        return f"{head}: neither is ahead (DAO-G alone found {only_us}, {name} alone {only_them})."
+        return f"{head}: neither is ahead ({alone})."
     chance = sign_test(only_us, only_them)
-    leader = "DAO-G is ahead" if ours > theirs else f"{name} is ahead of DAO-G"
-    verdict = "more than chance explains" if chance < 0.05 else "a difference that chance alone could make"
-    shown = f"= {chance:.2g}" if chance >= 1e-4 else "< 0.0001"
-    return (
-        f"{head}: {leader} (DAO-G alone found {only_us}, {name} alone {only_them}), {verdict} "
-        f"(sign test, p {shown})."
-    )
+    leader = f"DAO-G is ahead of {name}" if ours > theirs else f"{name} is ahead of DAO-G"
+    shown = f"sign test, p {f'= {chance:.2g}' if chance >= 1e-4 else '< 0.0001'}"
+    if chance < 0.05:
+        return f"{head}: {leader}, by more than chance explains ({alone}; {shown})."
+    return f"{head}: {leader}, though chance alone could make this difference ({alone}; {shown})."
 
 
 Matches = dict[tuple[str, str, int], tuple[bool, float | None]]

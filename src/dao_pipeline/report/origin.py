@@ -57,7 +57,8 @@ def origin_section(results: Results, campaign: Campaign) -> Origin:
         path = results.folder / name
         if path.exists() and (path.is_file() or any(path.glob("*.parquet"))):
             abouts.append((name, read_about(path)))
-    abouts += [(m.folder, _of_model(m.config)) for m in results.models if m.config]
+    trained = [m.folder for m in results.models if m.metrics is not None]
+    abouts += [(name, read_about(results.folder / name / "metrics.parquet")) for name in trained]
     seen: dict[str, set[str]] = {}
     for _, about in abouts:
         for package, version in (about.get("packages") or {}).items():
@@ -71,19 +72,13 @@ def origin_section(results: Results, campaign: Campaign) -> Origin:
         versions=sorted(versions.items()),
         mixed=sorted(package for package, found in seen.items() if len(found) > 1),
         seed=campaign.seed,
-        command=f"snakemake --cores all --config campaigns={campaign.name}.yaml",
+        command=f"snakemake --cores all --configfile {campaign.name}.yaml",
     )
 
 
 def config_text(campaign: Campaign) -> str:
     """The campaign with every default filled in, as YAML."""
     return yaml.safe_dump(campaign.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _of_model(config: dict[str, Any]) -> dict[str, Any]:
-    """A model's config.json carries its provenance either at the top or under a key of its own."""
-    inner = config.get("provenance") or config.get("about")
-    return inner if isinstance(inner, dict) else config
 
 
 def _made(name: str, about: dict[str, Any], folder: Path) -> Made:

@@ -99,6 +99,8 @@ def _curve(model: Model) -> Curve:
     facts += [
         (f"last {'training' if s == 'train' else 'validation'} loss", short(r["loss"])) for s, r in last.items()
     ]
+    if "energy_mae" in metrics and "val" in last and present(last["val"]["energy_mae"]):
+        facts.append(("validation error", f"{number(1000 * last['val']['energy_mae'], 0)} meV/atom"))
     for column, name, show in (
         ("seconds", "time", duration),
         ("crystals_per_second", "crystals per second", short),

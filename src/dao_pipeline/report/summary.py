@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dao_pipeline.report.candidates import Matches, is_known, ranked
+from dao_pipeline.report.candidates import is_known, ranked
 from dao_pipeline.report.coverage import candidates_funnel
-from dao_pipeline.report.found import Found, found_section, matches
+from dao_pipeline.report.found import Found, Matches, found_section, matches
 from dao_pipeline.report.results import Results, load_results
-from dao_pipeline.report.text import count, number, percent, present, spacegroup
+from dao_pipeline.report.text import count, number, percent, plural, present, spacegroup
 
 BEST = 3
 """Candidates shown per composition."""
@@ -45,45 +46,48 @@ def print_summary(results: Path, console: Console | None = None) -> None:
 
 
 def _candidates(tables: Results) -> Table:
+    """The best candidates of each composition, and the one that is the known crystal wherever it ranks."""
     screened = tables.screened
     assert screened is not None
     known: Matches = matches(tables)
-    table = Table(title="Best candidates", title_justify="left", show_edge=False, pad_edge=False)
-    for name in ("composition", "rank", "eV/atom", "space group", "Å³/atom", "group", "novel"):
-        table.add_column(name, justify="right" if name in ("rank", "eV/atom", "Å³/atom", "group") else "left")
+    table = _table("Best candidates", "composition", "rank", "eV/atom", "space group", "group", "novel")
     if known:
-        table.add_column("known crystal")
-    rows = ranked(screened, BEST)
-    names = rows["place"].unique()[:MAX_COMPOSITIONS]
-    previous = None
-    for row in rows[rows["place"].isin(names)].to_dict("records"):
-        if previous not in (None, row["place"]):
-            table.add_section()
-        found, rmse = is_known(row, known)
-        cells = [
-            str(row["composition"]) if row["place"] != previous else "",
-            str(row["rank"]),
-            number(row["energy_pred"]),
-            spacegroup(row["spacegroup"]),
-            number(row["volume_per_atom"], 2),
-            count(row["group_size"]),
-            "yes" if present(row["novel"]) and row["novel"] else "no",
-        ]
-        if known:
-            cells.append("" if found is None else (f"found, RMSE {number(rmse)}" if found else "no"))
-        # Text, not markup: square brackets in names are shown, not obeyed.
-        table.add_row(*(Text(cell) for cell in cells), style="green" if found else None)
-        previous = row["place"]
-    left = rows["place"].nunique() - len(names)
-    if left > 0:
-        table.caption = f"and {left} more compositions in the report"
+        table.add_column("known crystal", no_wrap=True)
+    rows = ranked(screened, len(screened))
+    places = rows["place"].unique()
+    for place in places[:MAX_COMPOSITIONS]:
+        shown, met = 0, False
+        for row in rows[rows["place"] == place].to_dict("records"):
+            found, rmse = is_known(row, known)
+            if shown < BEST or (found and not met):
+                cells = [
+                    str(row["composition"]) if not shown else "",
+                    str(row["rank"]),
+                    number(row["energy_pred"]),
+                    spacegroup(row["spacegroup"]),
+                    count(row["group_size"]),
+                    "yes" if present(row["novel"]) and row["novel"] else "no",
+                    "" if found is None else (f"found, RMSE {number(rmse)}" if found else "no"),
+                ]
+                # Text, not markup: square brackets in names are shown, not obeyed.
+                table.add_row(*map(Text, cells[: len(table.columns)]), style="green" if found else None)
+                shown, met = shown + 1, met or bool(found)
+    if len(places) > MAX_COMPOSITIONS:
+        table.caption = f"and {plural(len(places) - MAX_COMPOSITIONS, 'more composition')} in the report"
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A plain table; numbers to the right."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        right = name in ("rank", "eV/atom", "group", "best k", "found", "95 % interval", "RMSE")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
     return table
 
 
 def _rates(found: Found) -> Table:
-    table = Table(title="Known crystals found", title_justify="left", show_edge=False, pad_edge=False)
-    for name in ("method", "best k", "found", "95 % interval", "RMSE"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+    table = _table("Known crystals found", "method", "best k", "found", "95 % interval", "RMSE")
     for rate in found.rates:
         table.add_row(
             Text(found.methods.get(rate.method, rate.method)),
