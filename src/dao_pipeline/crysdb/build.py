@@ -112,9 +112,7 @@ def _clean(table: pa.Table, campaign: Campaign, excluded: set[str], ledger: Ledg
     odd = np.flatnonzero(~np.isin(given, ["", *SPLITS]))
     ledger.reject(rows[odd], "unknown_split", lambda k: f"split {given[odd[k]]!r} is not train, val or test")
 
-    # a crystal that stands in the given test or val split is kept there, its copies elsewhere are not
-    rank = np.array([{"test": 0, "val": 1}.get(side, 2) for side in given]) * len(rows) + np.arange(len(rows))
-    copies = duplicates(flat, names.tolist(), rank)
+    copies = duplicates(flat, names.tolist(), _preference(table.take(pa.array(rows)), given))
     copy = list(copies)
     ledger.reject(rows[copy], "duplicate", lambda k: f"same crystal as {ledger.ids[rows[copies[copy[k]]]]}")
     same_as = {ledger.ids[rows[i]]: ledger.ids[rows[j]] for i, j in copies.items()}
@@ -133,6 +131,21 @@ def _clean(table: pa.Table, campaign: Campaign, excluded: set[str], ledger: Ledg
     names, split = names[split != ""], split[split != ""]
     drop()
     return _rebuild(table.take(pa.array(rows)), flat, names.tolist(), split.tolist(), same_as)
+
+
+def _preference(table: pa.Table, given: np.ndarray) -> np.ndarray:
+    """(m,) int64: which of several equal crystals is kept, the lowest.
+
+    One that stands in the given test or val split is kept there, its copies elsewhere are not; a relaxed
+    crystal is kept rather than the precursor that is equal to it; else the first.
+    """
+    side = np.array([{"test": 0, "val": 1}.get(name, 2) for name in given], dtype=np.int64)
+    precursor = np.zeros(len(side), dtype=bool)
+    if "precursor_of" in table.column_names:
+        precursor = table["precursor_of"].is_valid().to_numpy()
+    rank = np.empty(len(side), dtype=np.int64)
+    rank[np.lexsort((np.arange(len(side)), precursor, side))] = np.arange(len(side))
+    return rank
 
 
 def _label(table: pa.Table, campaign: Campaign, rows: np.ndarray, ledger: Ledger) -> None:
