@@ -83,10 +83,11 @@ def test_test_split_takes_the_most_stable_crystal_of_each_cell(crysdb: Path) -> 
     assert plan(campaign(test_split={"limit": 2}), crysdb)["target_id"].unique().to_pylist() == ["c", "b"]
 
 
-def test_preferred_targets_replace_all_others(crysdb: Path) -> None:
+def test_preferred_targets_come_first(crysdb: Path) -> None:
     test = read_table(crysdb / "test.parquet")
-    assert [t.target_id for t in known_targets(test, 10, ["d", "absent", "a"])] == ["d", "a"]
-    assert len(known_targets(test, 10, ["absent"])) == 3
+    assert [t.target_id for t in known_targets(test, 10, ["d", "absent", "a"])] == ["d", "a", "b"]
+    assert [t.target_id for t in known_targets(test, 2, ["d", "a", "c"])] == ["d", "a"]
+    assert [t.target_id for t in known_targets(test, 10, ["absent"])] == ["c", "b", "d"]
 
 
 def test_unseen_element_names_element_composition_and_remedy(crysdb: Path) -> None:

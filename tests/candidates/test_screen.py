@@ -67,7 +67,7 @@ def _schema(plan: pa.Table) -> pa.Schema:
 def _row(planned: dict[str, Any]) -> dict[str, Any]:
     candidate = CANDIDATES[planned["id"]][0]
     if candidate is None:
-        return {**planned, "source": "dao", "status": "energy is not finite"}
+        return {**planned, "source": "dao", "status": "flat_cell"}
     return {
         **planned,
         "source": "dao",
@@ -135,10 +135,10 @@ def test_every_planned_candidate_has_a_row_with_a_verdict(campaign: Campaign, fo
     rows = run(campaign, folder)
     assert list(rows) == list(CANDIDATES)
     assert {i: row["status"] for i, row in rows.items() if row["status"] != "ok"} == {
-        "cand:0:3": "atoms closer than 0.5 angstrom",
-        "cand:1:1": "volume per atom above 500 angstrom^3",
-        "cand:1:2": "energy is not finite",
-        "cand:1:3": "no finite crystal",
+        "cand:0:3": "atoms_too_close",
+        "cand:1:1": "too_empty",
+        "cand:1:2": "flat_cell",
+        "cand:1:3": "not_finite",
     }
     for row in rows.values():
         assert row["valid"] == (row["status"] == "ok")

@@ -68,24 +68,28 @@ def explicit_compositions(compositions: Sequence[Composition]) -> list[Requested
     return list(merged.values())
 
 
-def known_targets(test: pa.Table, limit: int, preferred: Collection[str] = ()) -> list[Requested]:
+def known_targets(test: pa.Table, limit: int, preferred: Sequence[str] = ()) -> list[Requested]:
     """Known crystals of the test split as targets: the most stable per reduced formula and number of atoms.
 
-    In order of first appearance in the table, ``limit`` at most. Precursors of relaxed crystals are no
-    targets. Where ids of ``preferred`` occur in the table, only they are targets, in the order given there.
+    In order of first appearance in the table, ``limit`` at most; crystals whose ids are in ``preferred`` come
+    first, in that order. Precursors of relaxed crystals are no targets.
     """
-    rows = test.to_pylist()
-    rows = [row for row in rows if row.get("precursor_of") is None]
-    order = {target_id: place for place, target_id in enumerate(preferred)}
-    if chosen := [row for row in rows if row["id"] in order]:
-        rows = sorted(chosen, key=lambda row: order[row["id"]])
+    rows = [row for row in test.to_pylist() if row.get("precursor_of") is None]
+    by_id = {row["id"]: row for row in rows}
     best: dict[tuple[str, int], dict[str, Any]] = {}
+    for name in preferred:
+        if name in by_id:
+            best.setdefault(_cell(by_id[name]), by_id[name])
+    fixed = set(best)
     for row in rows:
-        key = (row["formula"], row["num_atoms"])
-        if key not in best or _hull(row) < _hull(best[key]):
-            best[key] = row
-    chosen = list(best.values())[:limit]
-    return [_from_crystal(row["atomic_numbers"], row["id"]) for row in chosen]
+        cell = _cell(row)
+        if cell not in best or (cell not in fixed and _hull(row) < _hull(best[cell])):
+            best[cell] = row
+    return [_from_crystal(row["atomic_numbers"], row["id"]) for row in list(best.values())[:limit]]
+
+
+def _cell(row: dict[str, Any]) -> tuple[str, int]:
+    return row["formula"], row["num_atoms"]
 
 
 def _hull(row: dict[str, Any]) -> float:
@@ -117,7 +121,7 @@ def campaign_compositions(campaign: Campaign, crysdb: Path) -> list[Requested]:
     return targets
 
 
-def _preferred(campaign: Campaign) -> Collection[str]:
+def _preferred(campaign: Campaign) -> Sequence[str]:
     """Ids of the demo's targets, where the embedded crystals are the source."""
     if campaign.data.source != "embedded":
         return ()

@@ -88,7 +88,7 @@ def _complete(plan: pa.Table, table: pa.Table) -> pa.Table:
         if usable[i]:
             numbers[i] = got
     status = [
-        text if text != "ok" or ok else "no finite crystal"
+        text if text != "ok" or ok else "not_finite"
         for text, ok in zip(table["status"].to_pylist(), usable, strict=True)
     ]
     fixed = {

@@ -79,9 +79,9 @@ def check_geometry(table: pa.Table, settings: Screen) -> pa.Table:
     dense, empty = ~(volume >= settings.min_volume_per_atom), ~(volume <= settings.max_volume_per_atom)
     valid = exists & ~close & ~dense & ~empty
     status = np.array(table["status"].to_pylist(), dtype=object)
-    status[exists & empty] = f"volume per atom above {settings.max_volume_per_atom:g} angstrom^3"
-    status[exists & dense] = f"volume per atom below {settings.min_volume_per_atom:g} angstrom^3"
-    status[exists & close] = f"atoms closer than {settings.min_distance:g} angstrom"
+    status[exists & empty] = "too_empty"
+    status[exists & dense] = "too_dense"
+    status[exists & close] = "atoms_too_close"
     table = set_column(table, "status", status.tolist())
     table = set_column(table, "min_distance", distance)
     table = set_column(table, "volume_per_atom", volume)
