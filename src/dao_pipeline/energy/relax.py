@@ -72,11 +72,11 @@ def _dot(a: _Point, b: _Point, layout: Layout) -> Tensor:
 
 
 def _largest(point: _Point, layout: Layout) -> Tensor:
-    """Longest displacement or row of scaled strain of each crystal, (B,)."""
+    """Longest displacement, or norm of the scaled strain if that is longer, of each crystal, (B,)."""
     atoms = point.atoms.norm(dim=-1)
     largest = torch.zeros(layout.num_crystals, dtype=atoms.dtype, device=atoms.device)
     largest = largest.scatter_reduce(0, layout.crystal, atoms, "amax", include_self=True)
-    return torch.maximum(largest, point.cell.norm(dim=-1).amax(-1))
+    return torch.maximum(largest, point.cell.norm(dim=(1, 2)))
 
 
 def relax(
