@@ -378,7 +378,14 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "seed",
     ),
     "screen_candidates": ("screen",),
-    "evaluate": ("evaluate", "generate.samples", "seed"),
+    "evaluate": (
+        "evaluate",
+        "generate.compositions",
+        "generate.test_split",
+        "generate.samples",
+        "screen",
+        "seed",
+    ),
     "validate_qe": ("qe",),
     "report": ("report",),
 }

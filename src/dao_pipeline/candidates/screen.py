@@ -165,6 +165,7 @@ def compare(table: pa.Table, references: dict[str, list[Crystal]], settings: Scr
 
 def screen_composition(task: Task) -> list[Verdict]:
     """Compare the valid candidates of one composition with each other and with known crystals."""
+    from dao_pipeline.crystals.symmetry import spacegroup
     from dao_pipeline.evaluation.matching import Sameness
 
     same = Sameness(task.matcher)
@@ -202,16 +203,3 @@ def group_by_energy(energies: Sequence[float], same: Callable[[int, int], bool])
         else:
             groups.append([i])
     return groups
-
-
-def spacegroup(crystal: Crystal, symprec: float) -> int | None:
-    """Space group number at ``symprec`` (angstrom); None where moyopy finds none."""
-    import moyopy
-
-    cell = moyopy.Cell(
-        crystal.lattice.tolist(), crystal.frac_coords.tolist(), [int(z) for z in crystal.atomic_numbers]
-    )
-    try:
-        return int(moyopy.MoyoDataset(cell, symprec=symprec).number)
-    except ValueError:
-        return None

@@ -72,6 +72,44 @@ STAGES: dict[str, Column] = {
 }
 """Columns that stages add."""
 
+EVALUATION: dict[str, Column] = {
+    # samples.parquet: one row per candidate of each method
+    "method": Column(_text, "", "dao, random or substitution", True),
+    "order": Column(
+        _count, "", "position in the method's own order, from 1; substitution: nearest template first"
+    ),
+    "template_id": Column(_text, "", "training crystal whose structure was used (substitution)"),
+    "template_distance": Column(_float, "", "mean difference in Mendeleev number per atom to the template"),
+    "place": Column(_count, "", "rank that counts for the method: see rank1_by; duplicates share their group's"),
+    "first": Column(_flag, "", "the one candidate that the method would name if only one were allowed"),
+    "matched": Column(_flag, "", "StructureMatcher finds it to be the known crystal", True),
+    "rmse": Column(_float, "(V/n)^(1/3)", "displacement of the atoms of a match; of the best match of a target"),
+    "reason": Column(_text, "", "why there is no match: no_match, the status, or the matcher's error"),
+    # targets.parquet: one row per target and method
+    "candidates": Column(_count, "", "candidates of the method, failed ones included"),
+    "compared": Column(_count, "", "candidates that are crystals, and were compared with the known one"),
+    "valid_candidates": Column(_count, "", "candidates that pass distance and volume checks"),
+    "matches": Column(_count, "", "candidates that match; in the summary: targets found"),
+    "found": Column(_flag, "", "any candidate matches", True),
+    "rank1_by": Column(_text, "", "what the method orders by: predicted_energy or nearest_template"),
+    "rank1_found": Column(_flag, "", "the method's first candidate matches"),
+    "rank1_rmse": Column(_float, "(V/n)^(1/3)", "displacement of that match"),
+    "energy1_found": Column(_flag, "", "the candidate of lowest predicted energy matches"),
+    "energy1_rmse": Column(_float, "(V/n)^(1/3)", "displacement of that match"),
+    "first_match_rank": Column(_count, "", "smallest place among the candidates that match"),
+    # summary.parquet: one row per method and number of candidates
+    "k": Column(_count, "", "candidates that count: 1, the method's first, or all"),
+    "match_rate": Column(_float, "", "share of targets with a match among them", True),
+    "low": Column(_float, "", "95 % bootstrap interval over targets, lower end"),
+    "high": Column(_float, "", "95 % bootstrap interval over targets, upper end"),
+    "n": Column(_count, "", "targets, those without candidates included"),
+    "match_rate_by_energy": Column(_float, "", "k = 1: rate of the candidates of lowest predicted energy"),
+    "match_rate_single": Column(
+        _float, "", "k = 1: expected rate of one candidate drawn at random, a miss if none"
+    ),
+}
+"""Further columns of the evaluation's three tables."""
+
 COLUMNS: dict[str, Column] = CRYSTAL | STAGES
 
 CRYSTAL_SCHEMA = pa.schema([pa.field(name, column.type) for name, column in CRYSTAL.items()])

@@ -11,7 +11,6 @@ from pymatgen.core.structure_matcher import StructureMatcher
 from dao_pipeline.config import Matcher
 from dao_pipeline.crystals.convert import to_structure
 from dao_pipeline.crystals.crystal import Crystal
-from dao_pipeline.parallel import parallel_map
 
 
 def structure_matcher(settings: Matcher) -> StructureMatcher:
@@ -41,24 +40,10 @@ def match(predicted: Crystal, known: Crystal, matcher: StructureMatcher) -> Matc
     return Match(None if found is None else float(found[0]))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """All candidates that are compared with one known crystal."""
-
-    known: Crystal
-    candidates: list[Crystal]
-    matcher: Matcher
-
-
-def match_target(comparison: Comparison) -> list[Match]:
-    """Each candidate against the known crystal, in order."""
-    matcher = structure_matcher(comparison.matcher)
-    return [match(candidate, comparison.known, matcher) for candidate in comparison.candidates]
-
-
-def match_all(comparisons: Sequence[Comparison], workers: int) -> list[list[Match]]:
-    """``match_target`` of every comparison, on several processes; in order."""
-    return parallel_map(match_target, comparisons, workers)
+def match_target(known: Crystal, candidates: Sequence[Crystal], settings: Matcher) -> list[Match]:
+    """Each candidate against one known crystal, in order."""
+    matcher = structure_matcher(settings)
+    return [match(candidate, known, matcher) for candidate in candidates]
 
 
 class Sameness:

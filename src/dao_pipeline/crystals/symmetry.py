@@ -1,0 +1,17 @@
+"""Space groups, by moyopy. Nothing that runs on a GPU node imports this module."""
+
+from __future__ import annotations
+
+import moyopy
+
+from dao_pipeline.crystals.crystal import Crystal
+
+
+def spacegroup(crystal: Crystal, symprec: float) -> int | None:
+    """Space group number at ``symprec`` (angstrom); None where moyopy finds none."""
+    numbers = [int(z) for z in crystal.atomic_numbers]
+    cell = moyopy.Cell(crystal.lattice.tolist(), crystal.frac_coords.tolist(), numbers)
+    try:
+        return int(moyopy.MoyoDataset(cell, symprec=symprec).number)
+    except ValueError:
+        return None

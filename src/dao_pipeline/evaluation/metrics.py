@@ -1,0 +1,128 @@
+"""From candidates to match rates: per-candidate results first, everything else is an aggregate of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+PREDICTED_ENERGY, NEAREST_TEMPLATE = "predicted_energy", "nearest_template"
+
+RANK1_BY = {"dao": PREDICTED_ENERGY, "random": PREDICTED_ENERGY, "substitution": NEAREST_TEMPLATE}
+"""How each method chooses its first candidate; methods in the order of all tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One candidate of one method; columns as in ``schema.STAGES`` and ``schema.EVALUATION``."""
+
+    id: str
+    method: str
+    target_id: str
+    composition: str
+    formula: str
+    num_atoms: int
+    sample: int
+    order: int
+    status: str
+    valid: bool
+    matched: bool
+    energy_pred: float | None = None
+    rank: int | None = None
+    place: int | None = None
+    first: bool = False
+    rmse: float | None = None
+    reason: str | None = None
+    template_id: str | None = None
+    template_distance: float | None = None
+
+
+def ranks_by_energy(energies: Sequence[float | None], valid: Sequence[bool]) -> list[int | None]:
+    """Rank from 1 by rising energy among valid candidates with an energy; ties in order of the list."""
+    ranks: list[int | None] = [None] * len(energies)
+    ranked = [i for i, (energy, ok) in enumerate(zip(energies, valid, strict=True)) if ok and energy is not None]
+    for rank, i in enumerate(sorted(ranked, key=lambda i: (energies[i], i)), start=1):
+        ranks[i] = rank
+    return ranks
+
+
+def target_result(method: str, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What one method achieved for one target; ``samples`` are its candidates, possibly none."""
+    hits = [s for s in samples if s.matched]
+    first = [s for s in hits if s.first]
+    lowest = [s for s in hits if s.rank == 1]
+    best = min((s.rmse for s in hits if s.rmse is not None), default=None)
+    places = [s.place for s in hits if s.place is not None]
+    return {
+        "method": method,
+        "candidates": len(samples),
+        "compared": sum(s.matched or s.reason == "no_match" for s in samples),
+        "valid_candidates": sum(s.valid for s in samples),
+        "matches": len(hits),
+        "found": bool(hits),
+        "rmse": best,
+        "rank1_by": RANK1_BY[method],
+        "rank1_found": bool(first),
+        "rank1_rmse": first[0].rmse if first else None,
+        "energy1_found": bool(lowest),
+        "energy1_rmse": lowest[0].rmse if lowest else None,
+        "first_match_rank": min(places, default=None),
+    }
+
+
+def summarise(results: Sequence[dict[str, Any]], samples: int, bootstrap: int, seed: int) -> list[dict[str, Any]]:
+    """Match rates of every method for its first candidate and for all ``samples`` of them.
+
+    results: rows of ``target_result``, every target for every method: the rate is over all of them.
+    """
+    rows = []
+    for method, rank1_by in RANK1_BY.items():
+        own = [r for r in results if r["method"] == method]
+        if not own:
+            continue
+        single = {
+            "match_rate_by_energy": rate([r["energy1_found"] for r in own]),
+            "match_rate_single": rate([r["matches"] / r["candidates"] if r["candidates"] else 0.0 for r in own]),
+        }
+        for k, found, rmse in ((1, "rank1_found", "rank1_rmse"), (samples, "found", "rmse")):
+            hits = [r[found] for r in own]
+            low, high = interval(hits, bootstrap, seed)
+            errors = [r[rmse] for r in own if r[rmse] is not None]
+            rows.append(
+                {
+                    "method": method,
+                    "k": k,
+                    "rank1_by": rank1_by,
+                    "match_rate": rate(hits),
+                    "low": low,
+                    "high": high,
+                    "rmse": float(np.mean(errors)) if errors else None,
+                    "matches": sum(hits),
+                    "n": len(own),
+                    **(single if found == "rank1_found" else {}),
+                }
+            )
+            if samples == 1:
+                break
+    return rows
+
+
+def rate(values: Sequence[float]) -> float:
+    """Mean of flags or shares."""
+    return float(np.mean(values))
+
+
+def interval(values: Sequence[float], resamples: int, seed: int) -> tuple[float | None, float | None]:
+    """95 % percentile bootstrap interval of the mean; None without resamples.
+
+    Few targets, all hit or all missed, give an interval without width: it says nothing about targets unseen.
+    """
+    if not resamples or not len(values):
+        return None, None
+    rng = np.random.default_rng(seed)
+    data = np.asarray(values, dtype=np.float64)
+    means = [float(data[rng.integers(len(data), size=len(data))].mean()) for _ in range(resamples)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
