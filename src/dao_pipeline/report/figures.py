@@ -34,7 +34,7 @@ class Axis:
         finite = [float(v) for v in values if math.isfinite(v)] or [0.0, 1.0]
         log = log and min(finite) > 0
         low, high = (math.log10(min(finite)), math.log10(max(finite))) if log else (min(finite), max(finite))
-        room = (high - low) * pad or abs(high) * 0.1 or 0.5
+        room = (high - low) * pad if high > low else abs(high) * 0.1 or 0.5
         return cls(low - room, high + room, log)
 
     def place(self, value: float) -> float:
