@@ -16,7 +16,7 @@ from dao_pipeline.crysdb.labels import energies, methods
 from dao_pipeline.crysdb.split import SPLITS, assign, given_split
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
 from dao_pipeline.crystals.flat import FlatCrystals, flatten, formulas, list_values, structure_columns
-from dao_pipeline.crystals.geometry import niggli_reduce
+from dao_pipeline.crystals.niggli import niggli_reduce
 from dao_pipeline.crystals.schema import CRYSTAL
 from dao_pipeline.crystals.table import provenance, read_table, require_crystals, write_rejected, write_table
 from dao_pipeline.errors import UserError

@@ -7,7 +7,6 @@ how many periodic images are looked at follows from a bound, not from a habit.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -59,32 +58,6 @@ def lattices_from_parameters(parameters: np.ndarray) -> np.ndarray:
         ],
         axis=1,
     )
-
-
-def niggli_reduce(flat: FlatCrystals) -> tuple[FlatCrystals, dict[int, str]]:
-    """The same crystals in their Niggli cells, rebuilt from the cell parameters, and failures by row.
-
-    Left-handed cells become right-handed by another choice of vectors, so no crystal is mirrored.
-    A row that fails keeps its cell and is named in the second value with the reason.
-    """
-    from moyopy import niggli_reduce as reduce_one
-
-    reduced, change = flat.lattice.copy(), np.tile(np.eye(3), (len(flat), 1, 1))
-    failures: dict[int, str] = {}
-    for i, basis in enumerate(flat.lattice.tolist()):
-        try:
-            reduced[i], transformation = reduce_one(basis)
-        except ValueError as error:
-            failures[i] = str(error)
-        else:
-            change[i] = np.asarray(transformation).T  # reduced = change @ basis
-    # f @ basis = (f @ change^-1) @ reduced; the inverse of a unimodular matrix is whole-numbered
-    inverse = np.rint(np.linalg.inv(change))
-    frac = np.einsum("ni,nij->nj", flat.frac, inverse[flat.crystal_of_atom])
-    rebuilt = lattices_from_parameters(cell_parameters(reduced))
-    for i in failures:
-        rebuilt[i] = flat.lattice[i]
-    return replace(flat, lattice=rebuilt, frac=frac), failures
 
 
 def compact(lattice: np.ndarray, rounds: int = 100) -> np.ndarray:

@@ -41,10 +41,10 @@ def _show_model(folder: Path, rows: int, console: Console) -> None:
         raise UserError(f"{folder / 'config.json'}: not valid JSON ({error}). Rerun the stage.") from error
     weights = folder / "model.safetensors"
     size = f"{weights.stat().st_size / 1e6:.1f} MB" if weights.is_file() else "missing"
-    console.print(_pairs(f"Model {folder}", {"model.safetensors": size} | _flat(config)))
+    console.print(Text(f"Model {folder}"), _pairs({"model.safetensors": size} | _flat(config)))
     if (folder / "metrics.parquet").is_file():
         metrics = read_table(folder / "metrics.parquet")
-        console.print(_rows(metrics.slice(max(0, metrics.num_rows - rows)), f"Last {rows} rows of metrics"))
+        console.print(f"Last {rows} rows of metrics", _rows(metrics.slice(max(0, metrics.num_rows - rows))))
 
 
 def _show_table(file: Path, rows: int, console: Console) -> None:
@@ -53,12 +53,12 @@ def _show_table(file: Path, rows: int, console: Console) -> None:
     files = table_files(file)
     title = str(file) if len(files) == 1 else f"{file} ({len(files)} shards; provenance of the first)"
     if about:
-        console.print(_pairs(title, _flat(about)))
+        console.print(Text(title), _pairs(_flat(about)))
     else:
         console.print(Text(f"{title}: no provenance; not written by dao-pipeline"))
-    console.print(_summary(table))
+    console.print(f"{table.num_rows} rows", _summary(table))
     if rows and table.num_rows:
-        console.print(_rows(table.slice(0, rows), f"First {min(rows, table.num_rows)} rows"))
+        console.print(f"First {min(rows, table.num_rows)} rows", _rows(table.slice(0, rows)))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -72,8 +72,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _pairs(title: str, values: Mapping[str, str]) -> Table:
-    table = Table("key", "value", title=Text(title), title_justify="left", box=SIMPLE)
+def _pairs(values: Mapping[str, str]) -> Table:
+    table = Table("key", "value", box=SIMPLE)
     for key, value in values.items():
         table.add_row(Text(key), Text(value))
     return table
@@ -81,7 +81,7 @@ def _pairs(title: str, values: Mapping[str, str]) -> Table:
 
 def _summary(table: pa.Table) -> Table:
     """One line per column: unit, how many values are known, and what they are."""
-    summary = Table(title=Text(f"{table.num_rows} rows"), title_justify="left", box=SIMPLE)
+    summary = Table(box=SIMPLE)
     for name in ("column", "unit", "known", "values", "meaning"):
         summary.add_column(name)
     for name in table.column_names:
@@ -120,16 +120,16 @@ def _values(column: pa.ChunkedArray) -> str:
     return ""
 
 
-def _rows(table: pa.Table, title: str) -> Table:
+def _rows(table: pa.Table) -> Table:
     """The rows of a table, its list columns and columns without values left out."""
     names = [
         name
         for name in table.column_names
         if not pa.types.is_nested(table[name].type) and table[name].null_count < table.num_rows
     ]
-    shown = Table(title=Text(title), title_justify="left", box=SIMPLE)
+    shown = Table(box=SIMPLE)
     for name in names:
-        shown.add_column(Text(name))
+        shown.add_column(Text(name), no_wrap=name == "id")  # to be copied, so not to be cut
     for row in table.select(names).to_pylist():
         shown.add_row(*(Text(_cell(row[name])) for name in names))
     return shown
