@@ -186,7 +186,13 @@ class _Fingerprints:
             first, second = np.triu_indices(len(numbers), 1)
             low, high = np.minimum(numbers[first], numbers[second]), np.maximum(numbers[first], numbers[second])
             order = np.lexsort((distances, high, low))
-            edges = np.sort(np.linalg.norm(lattice, axis=1))
-            # the cell's edges: a crystal of one atom has no pairs
-            self._known[row] = ((low * 1000 + high)[order], np.concatenate([distances[order], edges]))
+            key = (low * 1000 + high)[order], np.concatenate([distances[order], _cell_lengths(lattice)])
+            self._known[row] = key
         return self._known[row]
+
+
+def _cell_lengths(lattice: np.ndarray) -> np.ndarray:
+    """(6,) angstrom: edges and shorter face diagonals; a crystal of one atom has nothing else to compare."""
+    pairs = [(lattice[i], lattice[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    diagonals = [min(np.linalg.norm(v + w), np.linalg.norm(v - w)) for v, w in pairs]
+    return np.concatenate([np.sort(np.linalg.norm(lattice, axis=1)), np.sort(diagonals)])
