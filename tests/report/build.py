@@ -14,6 +14,8 @@ from dao_pipeline.config import Campaign, parse_campaign
 from dao_pipeline.crystals.convert import from_structure
 from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.table import provenance, write_rejected, write_table
+from dao_pipeline.evaluation.evaluate import SAMPLES_SCHEMA, SUMMARY_SCHEMA, TARGETS_SCHEMA
+from dao_pipeline.evaluation.metrics import RANK1_BY
 from dao_pipeline.training.metrics import metrics_table
 
 PROTOTYPES: dict[str, Structure] = {
@@ -55,7 +57,8 @@ def build_results(folder: Path, samples: int = 12, seed: int = 0) -> Path:
         about,
     )
     for split, part in (("train", crystals[:30]), ("val", crystals[30:36]), ("test", crystals[36:41])):
-        write_table(to_table(part), folder / "crysdb" / f"{split}.parquet", about)
+        note = {**about, "energy_methods": {"CHGNet": 41}}
+        write_table(to_table(part), folder / "crysdb" / f"{split}.parquet", note)
     rejected = [
         {"id": c.id, "stage": "build_crysdb", "reason": "duplicate" if i else "atoms_too_close", "detail": ""}
         for i, c in enumerate(crystals[41:])
@@ -169,7 +172,9 @@ def _write_candidates(
                     "method": method,
                     "found": found,
                     "rmse": 0.043 if found else None,
-                    "rank1_matched": method == "substitution" and found,
+                    "rank1_by": RANK1_BY[method],
+                    "spacegroup": SPACEGROUPS[name],
+                    "rank1_found": method == "substitution" and found,
                     "rank1_rmse": 0.05 if method == "substitution" and found else None,
                     "first_match_rank": (2 if method == "dao" else 1) if found else None,
                     "candidates": samples,
@@ -185,20 +190,35 @@ def _write_candidates(
     plan = table.select(["id", "composition", "target_id", "sample"])
     write_table(plan, folder / "candidates" / "plan.parquet", about)
     evaluation = folder / "evaluation"
-    write_table(_typed(evaluated), evaluation / "samples.parquet", about)
-    write_table(_typed(targets), evaluation / "targets.parquet", about)
-    rates = [
-        {"method": m, "k": k, "match_rate": r, "low": lo, "high": hi, "rmse": e, "n": len(known)}
+    for file, rows, schema in (
+        ("samples", evaluated, SAMPLES_SCHEMA),
+        ("targets", targets, TARGETS_SCHEMA),
+        ("summary", _summary(samples, len(known)), SUMMARY_SCHEMA),
+    ):
+        write_table(pa.Table.from_pylist(rows, schema=schema), evaluation / f"{file}.parquet", about)
+
+
+def _summary(samples: int, targets: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "method": m,
+            "k": k,
+            "rank1_by": RANK1_BY[m],
+            "match_rate": r,
+            "low": lo,
+            "high": hi,
+            "rmse": e,
+            "n": targets,
+        }
         for m, k, r, lo, hi, e in (
             ("dao", 1, 0.0, 0.0, 0.43, None),
             ("dao", samples, 0.4, 0.12, 0.77, 0.043),
             ("random", 1, 0.0, 0.0, 0.43, None),
-            ("random", samples, 0.0, 0.0, 0.43, None),
+            ("random", samples, 0.0, 0.0, 0.0, None),
             ("substitution", 1, 0.8, 0.38, 0.96, 0.043),
             ("substitution", samples, 0.8, 0.38, 0.96, 0.043),
         )
     ]
-    write_table(_typed(rates), evaluation / "summary.parquet", about)
 
 
 def _sample(target: str, name: str, method: str, sample: int, extra: dict[str, Any], hit: bool) -> dict[str, Any]:
@@ -213,16 +233,6 @@ def _sample(target: str, name: str, method: str, sample: int, extra: dict[str, A
         "matched": hit,
         "rmse": 0.043 if hit else None,
     }
-
-
-def _typed(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows as a table with the schema's types (int32 counts)."""
-    table = pa.Table.from_pylist(rows)
-    for name in ("sample", "rank"):
-        if name in table.column_names:
-            place = table.schema.get_field_index(name)
-            table = table.set_column(place, name, table[name].cast(pa.int32()))
-    return table
 
 
 def _write_timings(folder: Path) -> None:

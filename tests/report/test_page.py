@@ -6,6 +6,7 @@ import shutil
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from pymatgen.core import Structure
 from rich.console import Console
@@ -123,17 +124,11 @@ def test_hostile_names_are_text(tmp_path, folder):
     shutil.copytree(folder, copy)
     for name in ("candidates/screened", "candidates/plan", "evaluation/samples", "evaluation/targets"):
         path = copy / f"{name}.parquet"
-        table = read_table(path).to_pandas()
-        for column in ("composition", "target_id", "status", "method"):
-            if column in table and column != "method":
-                table[column] = HOSTILE + table[column]
-        original = read_table(path)
-        changed = original
-        for column in ("composition", "target_id", "status"):
-            if column in original.column_names:
-                place = original.schema.get_field_index(column)
-                changed = changed.set_column(place, column, [table[column].tolist()])
-        write_table(changed, path, {})
+        table = read_table(path)
+        for column in {"composition", "target_id", "status"} & set(table.column_names):
+            hostile = pc.binary_join_element_wise(HOSTILE, table[column], "")
+            table = table.set_column(table.schema.get_field_index(column), column, hostile)
+        write_table(table, path, {})
     (copy / "config.yaml").write_text(f"name: '{HOSTILE}'\n")
     campaign = make_campaign(report={"title": HOSTILE})
     write_report(campaign, copy, copy / "page.html")

@@ -175,15 +175,15 @@ def strip_axis(axis: Axis) -> Markup:
     )
 
 
-def rate_bar(rate: float, low: float, high: float) -> Markup:
-    """A share between 0 and 1 as a bar with its 95 % interval."""
+def rate_bar(rate: float, low: float | None, high: float | None) -> Markup:
+    """A share between 0 and 1 as a bar; its 95 % interval as a line where it has a width."""
+    about, line = f"{number(100 * rate, 0)} %", Markup("")
+    if low is not None and high is not None and high > low:
+        about += f", 95 % interval {number(100 * low, 0)} to {number(100 * high, 0)} %"
+        line = Markup('<line class="whisker" x1="{:.2f}%" x2="{:.2f}%" y1="50%" y2="50%"/>').format(
+            100 * low, 100 * high
+        )
     return Markup(
         '<svg class="rate" role="img" aria-label="{}"><rect class="track" width="100%" height="100%" rx="3"/>'
-        '<rect class="bar" width="{:.2f}%" height="100%" rx="3"/>'
-        '<line class="whisker" x1="{:.2f}%" x2="{:.2f}%" y1="50%" y2="50%"/></svg>'
-    ).format(
-        f"{number(100 * rate, 0)} %, 95 % interval {number(100 * low, 0)} to {number(100 * high, 0)} %",
-        100 * rate,
-        100 * low,
-        100 * high,
-    )
+        '<rect class="bar" width="{:.2f}%" height="100%" rx="3"/>{}</svg>'
+    ).format(about, 100 * rate, line)

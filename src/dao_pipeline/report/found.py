@@ -12,7 +12,7 @@ from markupsafe import Markup
 from dao_pipeline.report.coverage import is_true
 from dao_pipeline.report.figures import rate_bar
 from dao_pipeline.report.results import Results
-from dao_pipeline.report.text import NONE, formula, number, percent, plural, present
+from dao_pipeline.report.text import NONE, formula, number, percent, plural, present, reason, spacegroup
 
 METHODS = {"dao": "DAO-G", "substitution": "Template substitution", "random": "Random generation"}
 """Methods of the evaluation in the order in which they are shown."""
@@ -34,17 +34,29 @@ class Rate:
 
     method: str
     k: int
+    order: str
     rate: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     rmse: float | None
-    n: int | None
     bar: Markup
 
     @property
-    def text(self) -> str:
-        """``40 % (17 to 69 %)``."""
-        return f"{percent(self.rate)} ({100 * self.low:.0f} to {percent(self.high)})"
+    def interval(self) -> str:
+        """``12 to 77 %``; a dash where resampling gives no width (all targets hit, or all missed)."""
+        if self.low is None or self.high is None or self.high <= self.low:
+            return NONE
+        return f"{100 * self.low:.0f} to {percent(self.high)}"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One known crystal with the outcome of each method."""
+
+    id: str
+    formula: Markup
+    symmetry: str
+    outcomes: dict[str, Outcome]
 
 
 @dataclass(frozen=True)
@@ -52,13 +64,13 @@ class Found:
     """The section: one row per target with an outcome per method, rates and what they mean."""
 
     methods: dict[str, str]
-    rows: list[tuple[str, Markup, dict[str, Outcome]]]
+    rows: list[Target]
     rates: list[Rate]
     sentences: list[str]
 
     def totals(self, method: str) -> tuple[int, int]:
         """Targets found by a method, and targets tried."""
-        outcomes = [row[2][method] for row in self.rows if method in row[2]]
+        outcomes = [row.outcomes[method] for row in self.rows if method in row.outcomes]
         return sum(o.found for o in outcomes), len(outcomes)
 
     def best_rate(self, method: str) -> Rate | None:
@@ -74,10 +86,11 @@ def found_section(results: Results) -> Found | None:
     present_methods = set(targets["method"])
     methods = {m: METHODS.get(m, str(m)) for m in [*METHODS, *sorted(present_methods - set(METHODS))]}
     methods = {m: name for m, name in methods.items() if m in present_methods}
-    rows: dict[str, tuple[str, Markup, dict[str, Outcome]]] = {}
+    rows: dict[str, Target] = {}
     for record in targets.to_dict("records"):
-        row = rows.setdefault(record["target_id"], (record["target_id"], formula(record["composition"]), {}))
-        row[2][record["method"]] = _outcome(record)
+        name = str(record["target_id"])
+        new = Target(name, formula(record["composition"]), spacegroup(record.get("spacegroup")), {})
+        rows.setdefault(name, new).outcomes[record["method"]] = _outcome(record)
     found = Found(methods, list(rows.values()), _rates(results.rates), [])
     others = [m for m in ("substitution", "random") if m in methods]
     if "dao" in methods:
@@ -102,19 +115,21 @@ def _outcome(record: dict[Any, Any]) -> Outcome:
 def _rates(summary: pd.DataFrame | None) -> list[Rate]:
     if summary is None:
         return []
-    rates = [
-        Rate(
-            method=str(r["method"]),
-            k=int(r["k"]),
-            rate=float(r["match_rate"]),
-            low=float(r["low"]),
-            high=float(r["high"]),
-            rmse=float(r["rmse"]) if present(r.get("rmse")) else None,
-            n=int(r["n"]) if present(r.get("n")) else None,
-            bar=rate_bar(float(r["match_rate"]), float(r["low"]), float(r["high"])),
+    rates = []
+    for record in summary.dropna(subset=["match_rate"]).to_dict("records"):
+        low, high = (float(record[end]) if present(record[end]) else None for end in ("low", "high"))
+        rates.append(
+            Rate(
+                method=str(record["method"]),
+                k=int(record["k"]),
+                order=reason(record["rank1_by"]) if present(record.get("rank1_by")) else "",
+                rate=float(record["match_rate"]),
+                low=low,
+                high=high,
+                rmse=float(record["rmse"]) if present(record.get("rmse")) else None,
+                bar=rate_bar(float(record["match_rate"]), low, high),
+            )
         )
-        for r in summary.dropna(subset=["match_rate", "low", "high"]).to_dict("records")
-    ]
     order = {method: place for place, method in enumerate(METHODS)}
     return sorted(rates, key=lambda r: (order.get(r.method, len(order)), r.k))
 
@@ -130,7 +145,8 @@ def sign_test(a: int, b: int) -> float:
 
 def comparison(found: Found, other: str) -> str:
     """How DAO-G does against one baseline on the same targets, said plainly whichever is ahead."""
-    pairs = [(o["dao"].found, o[other].found) for _, _, o in found.rows if "dao" in o and other in o]
+    tried = [row.outcomes for row in found.rows if {"dao", other} <= set(row.outcomes)]
+    pairs = [(outcomes["dao"].found, outcomes[other].found) for outcomes in tried]
     ours, theirs = sum(a for a, _ in pairs), sum(b for _, b in pairs)
     only_us, only_them = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
     name = METHODS[other].lower()

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from dao_pipeline.config import STAGE_SETTINGS
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.table import iter_tables, read_about, read_table, table_files
 from dao_pipeline.errors import UserError
@@ -106,6 +107,7 @@ class Results:
     raw_rejected: pd.DataFrame | None
     crysdb_rows: dict[str, int]
     crysdb_rejected: pd.DataFrame | None
+    energy_methods: dict[str, int]
     models: list[Model]
     relaxed: pd.DataFrame | None
     planned: int | None
@@ -130,6 +132,7 @@ def load_results(folder: Path) -> Results:
         for split in ("train", "val", "test")
         if (rows := count_rows(folder / "crysdb" / f"{split}.parquet")) is not None
     }
+    train = folder / "crysdb" / "train.parquet"
     plan = folder / "candidates" / "plan.parquet"
     key = ("target_id", "composition", "method")
     return Results(
@@ -138,6 +141,7 @@ def load_results(folder: Path) -> Results:
         raw_rejected=read_frame(folder / "raw" / "rejected.parquet", ("reason",)),
         crysdb_rows=crysdb,
         crysdb_rejected=read_frame(folder / "crysdb" / "rejected.parquet", ("reason",)),
+        energy_methods=(read_about(train).get("energy_methods") or {}) if train.exists() else {},
         models=_models(folder),
         relaxed=read_frame(folder / "relaxed", ("relax_status",), _RELAXED),
         planned=count_rows(plan),
@@ -164,12 +168,11 @@ def _models(folder: Path) -> list[Model]:
 
 
 def _timings(folder: Path) -> list[Timing]:
-    """Snakemake's benchmark files; shards of a stage are named <stage>-<number> or lie in a folder <stage>."""
+    """Snakemake's benchmark files in the order of the stages; shards are named <stage>-<number>."""
     found: dict[str, list[tuple[float, float | None]]] = {}
-    for file in sorted(folder.rglob("*.tsv")):
-        stem = file.stem if file.parent == folder else file.parent.relative_to(folder).as_posix()
-        head, _, tail = stem.rpartition("-")
-        stage = head if head and tail.isdigit() else stem
+    for file in sorted(folder.glob("*.tsv")):
+        head, _, tail = file.stem.rpartition("-")
+        stage = head if head and tail.isdigit() else file.stem
         with file.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream, delimiter="\t"):
                 try:
@@ -177,6 +180,7 @@ def _timings(folder: Path) -> list[Timing]:
                 except (KeyError, TypeError, ValueError):
                     raise UserError(f"{file}: no benchmark file of Snakemake. Delete it.") from None
                 found.setdefault(stage, []).append((seconds, _number(row.get("max_rss"))))
+    order = {stage: place for place, stage in enumerate(STAGE_SETTINGS)}
     return [
         Timing(
             stage=stage,
@@ -184,7 +188,7 @@ def _timings(folder: Path) -> list[Timing]:
             seconds=sum(seconds for seconds, _ in rows),
             max_rss=max((rss for _, rss in rows if rss is not None), default=None),
         )
-        for stage, rows in found.items()
+        for stage, rows in sorted(found.items(), key=lambda item: order.get(item[0], len(order)))
     ]
 
 

@@ -15,7 +15,18 @@ from dao_pipeline.report.figures import curves, histogram
 from dao_pipeline.report.found import Found, found_section
 from dao_pipeline.report.origin import origin_section
 from dao_pipeline.report.results import Model, Results
-from dao_pipeline.report.text import count, duration, formula, megabytes, number, percent, plural, present, short
+from dao_pipeline.report.text import (
+    NONE,
+    count,
+    duration,
+    formula,
+    megabytes,
+    number,
+    percent,
+    plural,
+    present,
+    short,
+)
 
 
 @dataclass(frozen=True)
@@ -52,10 +63,10 @@ def overview(results: Results, top: Top | None, found: Found | None, funnel: Fun
     if found and "dao" in found.methods:
         hit, tried = found.totals("dao")
         rate = found.best_rate("dao")
-        interval = f"95 % interval {100 * rate.low:.0f} to {percent(rate.high)}" if rate else ""
+        interval = f"95 % interval {rate.interval}" if rate and rate.interval != NONE else ""
         facts.insert(0, Fact("Known crystals found", f"{hit} of {tried}", interval))
         against = [f"{found.methods[m].lower()} {found.totals(m)[0]}" for m in found.methods if m != "dao"]
-        shown = f" ({percent(hit / tried)}, {interval})" if interval and tried else ""
+        shown = f" ({percent(hit / tried)}, {interval})" if interval else ""
         sentences.append(
             f"DAO-G found {hit} of {plural(tried, 'known crystal')} that no model had seen{shown}"
             + (f"; {' and '.join(against)}." if against else ".")
@@ -145,7 +156,7 @@ def relaxation(results: Results) -> Relaxation | None:
         selected=len(selected),
         accepted=len(accepted),
         kept=tally(selected["relax_status"][selected["relax_status"] != "accepted"].tolist()),
-        facts=[(name, value) for name, value in facts if "–" not in value.split()[0]],
+        facts=[(name, value) for name, value in facts if not value.startswith(NONE)],
         figure=histogram((1000 * drop).tolist(), "energy drop (meV/atom)", "Energy drops of accepted relaxations"),
     )
 
@@ -174,7 +185,7 @@ def validation(results: Results) -> Validation | None:
             "energy": number(r.get("energy_per_atom")),
             "force": number(r.get("force_max")),
             "stress": number(r.get("pressure"), 2),
-            "volume": percent(r["volume_change"], 1) if present(r.get("volume_change")) else "–",
+            "volume": percent(r["volume_change"], 1) if present(r.get("volume_change")) else NONE,
             "seconds": duration(r.get("wall_seconds")),
         }
         for r in frame.to_dict("records")
@@ -213,6 +224,7 @@ def build_sections(results: Results, campaign: Campaign) -> dict[str, Any]:
         "not_planned": list(results.not_planned.items()),
         "crystals": crystals_funnel(results),
         "splits": results.crysdb_rows,
+        "energy_methods": results.energy_methods,
         "training": training(results),
         "relaxation": relaxation(results),
         "validation": validation(results),

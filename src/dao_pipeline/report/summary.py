@@ -93,7 +93,7 @@ def _rates(found: Found) -> Table:
             Text(found.methods.get(rate.method, rate.method)),
             str(rate.k),
             percent(rate.rate),
-            f"{100 * rate.low:.0f} to {percent(rate.high)}",
+            rate.interval,
             number(rate.rmse),
         )
     return table

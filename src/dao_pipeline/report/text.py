@@ -46,7 +46,7 @@ def count(value: Any) -> str:
 
 def percent(value: Any, digits: int = 0) -> str:
     """A fraction as a percentage."""
-    return f"{100 * value:.{digits}f} %" if present(value) else NONE
+    return f"{number(100 * value, digits)} %" if present(value) else NONE
 
 
 def duration(seconds: Any) -> str:
