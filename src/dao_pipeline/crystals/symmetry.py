@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import moyopy
 
 from dao_pipeline.crystals.crystal import Crystal
+
+# it warns about operations that the input cell cannot express, which do not touch the space group
+logging.getLogger("moyo").setLevel(logging.ERROR)
 
 
 def spacegroup(crystal: Crystal, symprec: float) -> int | None:

@@ -1,0 +1,204 @@
+"""All methods on the same targets: DAO-G's candidates, random crystals, substituted templates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dao_pipeline.candidates.screen import check_geometry
+from dao_pipeline.config import Campaign, Matcher
+from dao_pipeline.crystals.crystal import Crystal, to_table
+from dao_pipeline.crystals.schema import COLUMNS
+from dao_pipeline.evaluation.baselines import random_crystals
+from dao_pipeline.evaluation.matching import Match, match_target
+from dao_pipeline.evaluation.metrics import RANK1_BY, Sample, ranks_by_energy
+from dao_pipeline.evaluation.templates import MAX_TRIED, Substitution, Template, Templates, substitute
+from dao_pipeline.parallel import parallel_map
+
+
+@dataclass(frozen=True)
+class Target:
+    """One known crystal to be found, and DAO-G's candidates for it.
+
+    candidates: rows of the screened table, each with its ``crystal`` (None where there is none).
+    """
+
+    composition: str
+    known: Crystal
+    candidates: list[dict[str, Any]]
+
+
+def compare_methods(
+    campaign: Campaign, targets: Sequence[Target], templates: Templates, energy_model: Path
+) -> list[Sample]:
+    """Every candidate of every method for every target, compared with the known crystal and ranked."""
+    samples = campaign.generate.samples
+    tasks = [
+        Task(
+            known=target.known,
+            dao=[row["crystal"] for row in target.candidates if row["crystal"] is not None],
+            templates=templates.nearest(target.known.atomic_numbers, MAX_TRIED * samples),
+            element_volumes=templates.element_volumes,
+            samples=samples,
+            seed=campaign.seed,
+            matcher=campaign.evaluate.matcher,
+            duplicates=campaign.screen.matcher,
+            symprec=campaign.screen.symprec,
+        )
+        for target in targets
+    ]
+    compared = parallel_map(compare_target, tasks, campaign.compute.cpu.threads)
+    predicted = _predicted(campaign, energy_model, compared)
+    found: list[Sample] = []
+    for target, result in zip(targets, compared, strict=True):
+        found += _dao_samples(target, result.dao)
+        found += _baseline_samples(target, "random", result.random, result.random_matches, predicted)
+        crystals = [made.crystal for made in result.substitutions]
+        substituted = _baseline_samples(target, "substitution", crystals, result.substitution_matches, predicted)
+        found += [
+            replace(sample, template_id=made.template_id, template_distance=made.distance)
+            for sample, made in zip(substituted, result.substitutions, strict=True)
+        ]
+    return found
+
+
+@dataclass(frozen=True)
+class Task:
+    """One target with DAO-G's crystals for it, and what the baselines need."""
+
+    known: Crystal
+    dao: list[Crystal]
+    templates: list[Template]
+    element_volumes: np.ndarray
+    samples: int
+    seed: int
+    matcher: Matcher
+    duplicates: Matcher
+    symprec: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Baseline crystals for one target, and how they and DAO-G's compare with the known crystal."""
+
+    dao: list[Match]
+    random: list[Crystal]
+    random_matches: list[Match]
+    substitutions: list[Substitution]
+    substitution_matches: list[Match]
+
+
+def compare_target(task: Task) -> Compared:
+    """Make the baselines' crystals for one target and compare all candidates with the known crystal."""
+    target = task.known
+    random = random_crystals(target.id, target.atomic_numbers, task.element_volumes, task.samples, task.seed)
+    made = substitute(target.id, task.templates, task.element_volumes, task.samples, task.duplicates, task.symprec)
+
+    def matches(crystals: list[Crystal]) -> list[Match]:
+        return match_target(target, crystals, task.matcher)
+
+    return Compared(
+        dao=matches(task.dao),
+        random=random,
+        random_matches=matches(random),
+        substitutions=made,
+        substitution_matches=matches([s.crystal for s in made]),
+    )
+
+
+def _predicted(campaign: Campaign, energy_model: Path, compared: Sequence[Compared]) -> dict[str, dict[str, Any]]:
+    """Status, validity and DAO-P's energy of the baselines' crystals, by id."""
+    from dao_pipeline.energy.predict import predict_energies
+
+    crystals = [c for result in compared for c in (*result.random, *(s.crystal for s in result.substitutions))]
+    if not crystals:
+        return {}
+    table = to_table(crystals).append_column("status", pa.array(["ok"] * len(crystals), COLUMNS["status"].type))
+    table = check_geometry(table, campaign.screen)
+    energies = predict_energies(energy_model, table, batch_atoms=campaign.generate.batch_atoms)
+    return {
+        row["id"]: {
+            "status": row["status"],
+            "valid": row["valid"],
+            "energy_pred": float(energy) if isfinite(energy) else None,
+        }
+        for row, energy in zip(table.select(["id", "status", "valid"]).to_pylist(), energies, strict=True)
+    }
+
+
+def _outcome(found: Match | None, status: str) -> dict[str, Any]:
+    """Columns matched, rmse and reason of one candidate; ``found`` is None where there is no crystal."""
+    if found is None:
+        return {"matched": False, "rmse": None, "reason": status}
+    reason = None if found.rmse is not None else found.error or "no_match"
+    return {"matched": found.rmse is not None, "rmse": found.rmse, "reason": reason}
+
+
+def _dao_samples(target: Target, matches: Sequence[Match]) -> list[Sample]:
+    """DAO-G's candidates of one target, ranked by the screening; duplicates have their group's place."""
+    rows = target.candidates
+    place_of_group = {row["group"]: row["rank"] for row in rows if row["rank"] is not None}
+    found = iter(matches)
+    samples = []
+    for order, row in enumerate(rows, start=1):
+        match = next(found) if row["crystal"] is not None else None
+        samples.append(
+            Sample(
+                id=row["id"],
+                method="dao",
+                target_id=target.known.id,
+                composition=row["composition"],
+                formula=row["formula"],
+                num_atoms=target.known.num_atoms,
+                sample=row["sample"],
+                order=order,
+                status=row["status"],
+                valid=row["valid"],
+                energy_pred=row["energy_pred"],
+                rank=row["rank"],
+                place=place_of_group.get(row["group"]) if row["group"] is not None else None,
+                first=row["rank"] == 1,
+                **_outcome(match, row["status"]),
+            )
+        )
+    return samples
+
+
+def _baseline_samples(
+    target: Target,
+    method: str,
+    crystals: Sequence[Crystal],
+    matches: Sequence[Match],
+    predicted: dict[str, dict[str, Any]],
+) -> list[Sample]:
+    """A baseline's candidates of one target in its own order, ranked by predicted energy among the valid."""
+    about = [predicted[crystal.id] for crystal in crystals]
+    ranks = ranks_by_energy([a["energy_pred"] for a in about], [a["valid"] for a in about])
+    by_energy = RANK1_BY[method] == "predicted_energy"
+    samples = []
+    for i, (crystal, rank) in enumerate(zip(crystals, ranks, strict=True)):
+        place = rank if by_energy else i + 1
+        samples.append(
+            Sample(
+                id=crystal.id,
+                method=method,
+                target_id=target.known.id,
+                composition=target.composition,
+                formula=crystal.formula,
+                num_atoms=crystal.num_atoms,
+                sample=i,
+                order=i + 1,
+                rank=rank,
+                place=place,
+                first=place == 1,
+                **about[i],
+                **_outcome(matches[i], about[i]["status"]),
+            )
+        )
+    return samples
