@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 MAX_CHARACTERS = 2_000_000
 """Longer texts are no crystal structure; reading them would hold up everything else."""
 
+_CELL = re.compile(r"^(_cell_(length|angle)_\w+)\s+(\S+)", re.MULTILINE)
 _FORMULA_SUM = re.compile(r"^_chemical_formula_sum\s+(?:'([^']*)'|\"([^\"]*)\"|(\S+))", re.MULTILINE)
 
 
@@ -27,9 +28,8 @@ class Parsed:
 def parse_cif(text: str | None) -> Parsed:
     """Parse the first structure of a CIF.
 
-    Reasons: ``no_cif``, ``bad_cif`` (with what pymatgen said), ``disordered``, ``unknown_element``,
-    ``no_atoms``, ``formula_mismatch`` (the sites do not add up to ``_chemical_formula_sum``, as
-    in a truncated text).
+    Reasons: ``no_cif``, ``bad_cif`` (with what is wrong), ``disordered``, ``unknown_element``,
+    ``formula_mismatch`` (the sites do not add up to ``_chemical_formula_sum``, as in a truncated text).
     """
     from pymatgen.io.cif import CifParser
 
@@ -39,20 +39,39 @@ def parse_cif(text: str | None) -> Parsed:
         return Parsed(reason="no_cif", detail="the field is empty")
     if len(text) > MAX_CHARACTERS:
         return Parsed(reason="bad_cif", detail=f"{len(text)} characters; at most {MAX_CHARACTERS} are read")
+    if problem := _cell_problem(text):
+        return Parsed(reason="bad_cif", detail=problem)
+    said: list[str] = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            structure = CifParser.from_str(text).parse_structures(primitive=False)[0]
+            parser = CifParser.from_str(text)
+            said = parser.warnings
+            structure = parser.parse_structures(primitive=False, on_error="ignore")[0]
         crystal = from_structure(structure, id="")
     except NotACrystal as error:
         return Parsed(reason=error.reason, detail=error.detail)
     except Exception as error:  # the parser fails in many ways on damaged text; none may stop the others
-        return Parsed(reason="bad_cif", detail=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        problem = said[-1] if said else f"{type(error).__name__}: {error}"
+        return Parsed(reason="bad_cif", detail=" ".join(problem.split())[:200])
     if mismatch := _formula_mismatch(text, structure.composition.get_el_amt_dict()):
         return Parsed(reason="formula_mismatch", detail=mismatch)
     return Parsed(
         crystal.atomic_numbers.tolist(), crystal.frac_coords.ravel().tolist(), crystal.lattice.ravel().tolist()
     )
+
+
+def _cell_problem(text: str) -> str:
+    """What is wrong with the cell that the CIF states; the parser would make one of negative lengths too."""
+    for key, kind, value in _CELL.findall(text):
+        try:
+            number = float(value.partition("(")[0])
+        except ValueError:
+            return f"{key} is {value[:30]}"
+        limit = 180.0 if kind == "angle" else math.inf
+        if not 0 < number < limit:
+            return f"{key} is {value[:30]}"
+    return ""
 
 
 def _formula_mismatch(text: str, found: dict[str, float]) -> str:
