@@ -91,6 +91,7 @@ def test_energy_strips_mark_the_known_crystal(results):
     assert sum('class="hit"' in figure for _, figure in section.strips) == 2
     drawn = sum(figure.count("<circle") + figure.count('class="hit"') for _, figure in section.strips)
     assert drawn + section.off_scale == 45
+    assert section.off_scale == 0
 
 
 def test_relaxation_adds_up(results):
@@ -169,3 +170,10 @@ def test_empty_tables_give_no_sections(tmp_path):
     results = load_results(folder)
     assert top_section(results, make_campaign()) is None
     assert found_section(results) is None
+
+
+def test_hopeless_energies_are_counted_not_drawn(results):
+    screened = results.screened.copy()
+    screened.loc[screened[screened["rank"] == 5].index[:2], "energy_pred"] = 1e6
+    section = energies_section(type(results)(**{**vars(results), "screened": screened}), make_campaign())
+    assert section.off_scale == 2

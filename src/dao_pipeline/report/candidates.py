@@ -145,10 +145,12 @@ def energies_section(results: Results, campaign: Campaign) -> Energies | None:
     if rows.empty:
         return None
     known = matches(results)
-    # A few hopeless candidates would squeeze all others into one corner; a known crystal is never left out.
+    # A few hopeless candidates must not squeeze all others into one corner: nothing is drawn beyond three times
+    # the span of the lower 90 %. A known crystal is always drawn.
     hits = [e for e, r in zip(rows["energy_pred"], rows.to_dict("records"), strict=True) if is_known(r, known)[0]]
-    high = max([float(rows["energy_pred"].quantile(0.99)), *hits])
-    axis = Axis.over([float(rows["energy_pred"].min()), high])
+    low, most, highest = (float(rows["energy_pred"].quantile(q)) for q in (0, 0.9, 1))
+    high = max([min(highest, low + 3 * (most - low)), *hits])
+    axis = Axis.over([low, high])
     shown = rows[rows["energy_pred"] <= high]
     strips = []
     groups = list(shown.groupby(_key(shown), sort=False))

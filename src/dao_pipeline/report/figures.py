@@ -52,7 +52,7 @@ class Axis:
                 ]
                 if len(inside) >= 3:
                     return inside[:: math.ceil(len(inside) / most)]
-            return Axis(10**self.low, 10**self.high).ticks(most)
+            return Axis(10**self.low, 10**self.high).ticks(most + 2)
         raw = (self.high - self.low) / most
         base = 10.0 ** math.floor(math.log10(raw))
         step = next(base * m for m in (1, 2, 5, 10) if base * m >= raw)

@@ -146,8 +146,8 @@ def relaxation(results: Results) -> Relaxation | None:
     facts = []
     if len(drop):
         facts = [
-            ("median energy drop", f"{number(1000 * drop.median(), 0)} meV/atom"),
-            ("median largest displacement", f"{number(accepted['displacement'].median(), 2)} Å"),
+            ("median energy drop", f"{short(1000 * drop.median())} meV/atom"),
+            ("median largest displacement", f"{number(accepted['displacement'].median())} Å"),
             ("median change of volume", percent(accepted["volume_change"].astype(float).median(), 1)),
             ("median steps", short(accepted["relax_steps"].astype(float).median())),
         ]
