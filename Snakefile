@@ -24,9 +24,9 @@ wildcard_constraints:
 # Short, or in need of the network that compute nodes often lack: these never become cluster jobs.
 localrules:
     all,
-    resolve_config,
     download,
     plan_candidates,
+    plan_shard,
 
 
 rule all:
@@ -45,3 +45,7 @@ include: "workflow/rules/report.smk"
 
 
 name_stages(workflow, campaigns)
+
+
+onstart:
+    campaigns.write_resolved()

@@ -136,11 +136,16 @@ def finetune_generator(
 
 
 @command
-def plan_candidates(config: ConfigFile, crysdb: CrysdbDir, out: OutFile) -> None:
+def plan_candidates(
+    config: ConfigFile,
+    crysdb: CrysdbDir,
+    out: OutFile,
+    shard: Annotated[int | None, typer.Option(min=0, help="write the rows of this shard only")] = None,
+) -> None:
     """Write one row per candidate to generate, with its shard."""
     from dao_pipeline.candidates.plan import plan_candidates as run
 
-    run(_campaign(config), crysdb, out)
+    run(_campaign(config), crysdb, out, shard=shard)
 
 
 @command
@@ -236,16 +241,11 @@ def check(
 
 
 @command
-def resolve_config(
-    config: Annotated[list[Path], typer.Option(help="campaign file; of several, later ones are merged over")],
-    out: Annotated[Path, typer.Option(help="YAML file to write")],
-    overrides: Annotated[str, typer.Option(help="keys and values merged over the files, as JSON or YAML")] = "{}",
-) -> None:
+def resolve_config(config: ConfigFile, out: Annotated[Path, typer.Option(help="YAML file to write")]) -> None:
     """Write a campaign with every default filled in."""
     from dao_pipeline.config_files import write_resolved
-    from dao_pipeline.workflow_support import parse_overrides, read_campaign
 
-    write_resolved(read_campaign(config, parse_overrides(overrides)), out)
+    write_resolved(_campaign(config), out)
 
 
 @command

@@ -31,13 +31,13 @@ _DATA_FOLDERS = ("data", "templates")
 
 
 @cache
-def stage_code_hash(*stages: str) -> str:
-    """Hash of the modules that implement ``stages`` and of all they import inside this package.
+def stage_code_hash(stage: str) -> str:
+    """Hash of the module that implements ``stage`` and of all that it imports inside this package.
 
     Comments, docstrings and formatting do not count. As a rule's ``params`` it reruns the rule when the code
     changes, and what follows.
     """
-    modules = sorted(set().union(*(stage_modules(stage) for stage in stages)))
+    modules = sorted(stage_modules(stage))
     digest = hashlib.sha256()
     for module in modules:
         digest.update(f"{module}:{_module_hash(module)}\n".encode())
@@ -53,7 +53,7 @@ def stage_modules(stage: str) -> frozenset[str]:
     waiting = [_implementing_module(stage)]
     while waiting:
         module = waiting.pop()
-        if module not in found and _module_file(module):
+        if module not in found:
             found.add(module)
             waiting.extend(_imports(module) - found)
     return frozenset(found)

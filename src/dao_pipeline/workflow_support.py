@@ -10,13 +10,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from dao_pipeline.config import (
     STAGE_SETTINGS,
@@ -37,53 +34,49 @@ Kind = Literal["cpu", "training", "sampling"]
 # Campaigns ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Request:
-    """One campaign of a Snakemake run: the files it was read from, what was merged over them, the result."""
-
-    files: tuple[Path, ...]
-    overrides: Mapping[str, Any]
-    campaign: Campaign
-
-    @property
-    def origin(self) -> str:
-        """The files, for messages."""
-        return " + ".join(str(path) for path in self.files)
-
-
 def load_campaigns(
     config: Mapping[str, Any], configfiles: Sequence[Path] = (), default: Path = DEFAULT_CAMPAIGN
-) -> dict[str, Request]:
-    """The campaigns that a Snakemake command line asks for, by name.
+) -> dict[str, Campaign]:
+    """The campaigns that a Snakemake command line asks for, by origin: the files they were read from.
 
     ``configfiles`` are the files given with ``--configfile``: together they are one campaign, later files over
     earlier ones. A key ``campaigns`` (in ``config`` or in such a file) is a campaign file or a list of them,
     each a campaign of its own. Without either, ``default`` is the campaign. All other keys of ``config``
     (``--config``) are merged over every campaign.
 
-    Raises UserError for files that cannot be read, wrong keys and values, and two campaigns of one name.
+    Raises UserError, with every problem of every campaign, for files that cannot be read, wrong keys and values.
     """
     common: dict[str, Any] = {}
     for path in configfiles:
         common = deep_merge(common, read_yaml(path))
-    listed = config.get("campaigns", common.get("campaigns"))
-    overrides = {key: value for key, value in config.items() if key != "campaigns"}
-    if listed is None:
-        requests = [_request(tuple(configfiles) or (default,), overrides)]
+    listed = config.get("campaigns", common.pop("campaigns", None))
+    overrides = {key: _with_nulls(value) for key, value in config.items() if key != "campaigns"}
+    common = deep_merge(common, overrides)
+    note = " with --config" if overrides else ""
+    if listed is not None:
+        values = {str(path): deep_merge(read_yaml(path), common) for path in _campaign_files(listed)}
+    elif configfiles:
+        values = {" + ".join(str(_short(path)) for path in configfiles): common}
     else:
-        common.pop("campaigns", None)
-        overrides = deep_merge(common, overrides)
-        requests = [_request((path,), overrides) for path in _campaign_files(listed)]
-    named: dict[str, Request] = {}
-    for request in requests:
-        name = request.campaign.name
-        if name in named:
-            raise UserError(
-                f"{request.origin}: name = {name!r}: {named[name].origin} has the same name, and both would write "
-                f"to results/{name}. Give each campaign a name of its own (not with --config)."
-            )
-        named[name] = request
-    return named
+        values = {str(default): deep_merge(read_yaml(default), common)}
+    campaigns, problems = {}, []
+    for origin, given in values.items():
+        try:
+            campaigns[origin] = parse_campaign(given, origin + note)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return campaigns
+
+
+def _with_nulls(value: Any) -> Any:
+    """What ``--config`` gave, where Snakemake reads ``null`` inside brackets as text."""
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(item) for item in value]
+    return None if value in ("null", "~") else value
 
 
 def _campaign_files(listed: object) -> list[Path]:
@@ -96,41 +89,10 @@ def _campaign_files(listed: object) -> list[Path]:
     return [Path(item) for item in files]
 
 
-def _request(files: tuple[Path, ...], overrides: Mapping[str, Any]) -> Request:
-    short = tuple(_short(path) for path in files)
-    campaign = read_campaign(short, overrides)
-    return Request(files=short, overrides=overrides, campaign=campaign)
-
-
 def _short(path: Path) -> Path:
     """``path`` relative to the working directory where that is shorter to read."""
     path = Path(path)
     return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
-
-
-def read_campaign(files: Sequence[Path], overrides: Mapping[str, Any]) -> Campaign:
-    """One campaign from files, later ones merged over earlier ones, and ``overrides`` over all."""
-    values: dict[str, Any] = {}
-    for path in files:
-        values = deep_merge(values, read_yaml(path))
-    origin = " + ".join(str(path) for path in files) + (" with --config" if overrides else "")
-    return parse_campaign(deep_merge(values, overrides), origin)
-
-
-def parse_overrides(text: str) -> dict[str, Any]:
-    """Keys and values that are merged over a campaign, from JSON or YAML.
-
-    Raises UserError for anything else.
-    """
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"overrides = {text!r:.80}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(
-            f"overrides = {text!r:.80}: expected keys and values, e.g. '{{generate: {{samples: 5}}}}'."
-        )
-    return values
 
 
 # Files, settings and resources of the rules ---------------------------------------------------------------------
@@ -143,17 +105,17 @@ class Campaigns(Mapping[str, Campaign]):
     so no rule can read another campaign's configuration.
     """
 
-    def __init__(self, requests: Mapping[str, Request]) -> None:
-        self._requests = dict(requests)
+    def __init__(self, campaigns: Mapping[str, Campaign]) -> None:
+        self._campaigns = dict(campaigns)
 
     def __getitem__(self, name: str) -> Campaign:
-        return self._requests[name].campaign
+        return self._campaigns[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._requests)
+        return iter(self._campaigns)
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self._campaigns)
 
     @property
     def pattern(self) -> str:
@@ -161,18 +123,6 @@ class Campaigns(Mapping[str, Campaign]):
         return "|".join(re.escape(name) for name in self)
 
     # params
-
-    def config_options(self, wildcards: Any) -> list[str]:
-        """The files that the campaign is read from, as options of the command line."""
-        return [part for path in self._requests[wildcards.campaign].files for part in ("--config", str(path))]
-
-    def overrides(self, wildcards: Any) -> str:
-        """What ``--config`` merges over the campaign, as JSON."""
-        return json.dumps(self._requests[wildcards.campaign].overrides, sort_keys=True, default=str)
-
-    def everything(self, wildcards: Any) -> str:
-        """The whole campaign, as JSON."""
-        return self[wildcards.campaign].model_dump_json()
 
     def settings(self, stage: str) -> Callable[[Any], str]:
         """The configuration values that ``stage`` uses, as JSON: other edits do not rerun it."""
@@ -182,11 +132,8 @@ class Campaigns(Mapping[str, Campaign]):
 
         return of
 
-    def shard_plan(self, wildcards: Any) -> str:
-        """What a shard of candidates holds, as JSON.
-
-        The plan itself is no trigger: when a campaign grows, the plan changes, but full shards do not.
-        """
+    def shard(self, wildcards: Any) -> str:
+        """What a shard of candidates holds, as JSON: when a campaign grows, full shards stay as they are."""
         return planned_shard(self[wildcards.campaign], int(wildcards.shard))
 
     # threads and resources
@@ -250,9 +197,22 @@ class Campaigns(Mapping[str, Campaign]):
         """All files of ``stage`` in all campaigns."""
         return [path for campaign in self.values() for path in stage_files(campaign, stage)]
 
+    # the configuration that jobs read
+
+    def write_resolved(self) -> None:
+        """Write each campaign's configuration with every default filled in, for its jobs to read.
+
+        Not a rule: a file that a job depends on would either rerun every stage at every edit or, as
+        ``ancient``, hide other reasons to run from Snakemake.
+        """
+        from dao_pipeline.config_files import write_resolved
+
+        for name, campaign in self.items():
+            write_resolved(campaign, Path(f"results/{name}/config.yaml"))
+
 
 MODEL_FILES = ("model.safetensors", "config.json", "metrics.parquet")
-STAGES = (*STAGE_SETTINGS, "resolve_config")
+STAGES = tuple(STAGE_SETTINGS)
 REPORTED = (
     "build_crysdb",
     "train_energy_model",
@@ -277,8 +237,6 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
     base = f"results/{campaign.name}"
     pretrains = campaign.generator.pretrained is None
     match stage:
-        case "resolve_config":
-            files = ["config.yaml"]
         case "download":
             files = ["raw/crystals.parquet", "raw/rejected.parquet"]
         case "build_crysdb":
@@ -326,8 +284,7 @@ def _compositions(campaign: Campaign) -> int:
 def planned_shard(campaign: Campaign, shard: int) -> str:
     """What a shard of candidates holds, as JSON, from the configuration alone.
 
-    Equal texts mean equal rows of the plan as long as the test split is the same; and where that changes, the
-    models are trained anew and all shards follow.
+    Equal texts mean equal rows of the plan as long as the training and test splits are the same.
     """
     generate = campaign.generate
     start = shard * generate.shard_size
@@ -361,18 +318,15 @@ def open_campaigns(workflow: Any) -> Campaigns:
     default = _short(Path(str(workflow.basedir)) / DEFAULT_CAMPAIGN)
     try:
         settings = workflow.config_settings
-        requests = load_campaigns(settings.config, settings.configfiles, default)
+        campaigns = load_campaigns(settings.config, settings.configfiles, default)
         if not workflow.remote_exec:  # jobs on other machines were checked before they were submitted
-            try:
-                from dao_pipeline.preflight import check_loaded
+            from dao_pipeline.preflight import check_loaded
 
-                check_loaded({request.origin: request.campaign for request in requests.values()})
-            except ImportError:
-                pass
+            check_loaded(campaigns)
     except UserError as error:
         # An exception would be printed with a traceback and the Snakefile's line, which are not to blame.
         raise SystemExit(f"error: {error}\nNo job was started.") from None
-    return Campaigns(requests)
+    return Campaigns({campaign.name: campaign for campaign in campaigns.values()})
 
 
 def _prefer_this_environment() -> None:

@@ -6,7 +6,6 @@
 
 rule train_energy_model:
     input:
-        config=ancient("results/{campaign}/config.yaml"),
         train="results/{campaign}/crysdb/train.parquet",
         val="results/{campaign}/crysdb/val.parquet",
     output:
@@ -19,26 +18,26 @@ rule train_energy_model:
         "results/{campaign}/timings/train_energy_model.tsv"
     retries: 2
     conda:
-        "dao-pipeline-gpu"
+        "../../envs/gpu.yaml"
     threads: campaigns.threads("training")
     resources:
         gpu=campaigns.gpus("training"),
         mem_mb=campaigns.mem_mb("training"),
         runtime=campaigns.runtime("training"),
     params:
+        config="results/{campaign}/config.yaml",
         crysdb=subpath(input.train, parent=True),
         out=subpath(output.weights, parent=True),
         work="work/{campaign}/train_energy_model",
         settings=campaigns.settings("train_energy_model"),
         code=stage_code_hash("train_energy_model"),
     shell:
-        "dao-pipeline train-energy-model --config {input.config:q} --crysdb {params.crysdb:q}"
+        "dao-pipeline train-energy-model --config {params.config:q} --crysdb {params.crysdb:q}"
         " --out {params.out:q} --work {params.work:q} > {log:q} 2>&1"
 
 
 rule relax_dataset:
     input:
-        config=ancient("results/{campaign}/config.yaml"),
         train="results/{campaign}/crysdb/train.parquet",
         model="results/{campaign}/models/dao_p/model.safetensors",
     output:
@@ -49,18 +48,19 @@ rule relax_dataset:
         "results/{campaign}/timings/relax_dataset-{job}.tsv"
     retries: 2
     conda:
-        "dao-pipeline-gpu"
+        "../../envs/gpu.yaml"
     threads: campaigns.threads("sampling")
     resources:
         gpu=campaigns.gpus("sampling"),
         mem_mb=campaigns.mem_mb("sampling"),
         runtime=campaigns.runtime("sampling"),
     params:
+        config="results/{campaign}/config.yaml",
         crysdb=subpath(input.train, parent=True),
         model=subpath(input.model, parent=True),
         work="work/{campaign}/relax_dataset",
         settings=campaigns.settings("relax_dataset"),
         code=stage_code_hash("relax_dataset"),
     shell:
-        "dao-pipeline relax-dataset --config {input.config:q} --crysdb {params.crysdb:q} --model {params.model:q}"
+        "dao-pipeline relax-dataset --config {params.config:q} --crysdb {params.crysdb:q} --model {params.model:q}"
         " --job {wildcards.job} --out {output:q} --work {params.work:q} > {log:q} 2>&1"

@@ -3,7 +3,6 @@
 
 rule evaluate:
     input:
-        config=ancient("results/{campaign}/config.yaml"),
         screened="results/{campaign}/candidates/screened.parquet",
         train="results/{campaign}/crysdb/train.parquet",
         test="results/{campaign}/crysdb/test.parquet",
@@ -17,17 +16,18 @@ rule evaluate:
     benchmark:
         "results/{campaign}/timings/evaluate.tsv"
     conda:
-        "dao-pipeline"
+        "../../envs/pipeline.yaml"
     threads: campaigns.threads("cpu")
     resources:
         mem_mb=campaigns.mem_mb("cpu"),
         runtime=campaigns.runtime("cpu"),
     params:
+        config="results/{campaign}/config.yaml",
         crysdb=subpath(input.test, parent=True),
         energy_model=subpath(input.energy_model, parent=True),
         out=subpath(output.summary, parent=True),
         settings=campaigns.settings("evaluate"),
         code=stage_code_hash("evaluate"),
     shell:
-        "dao-pipeline evaluate --config {input.config:q} --screened {input.screened:q} --crysdb {params.crysdb:q}"
+        "dao-pipeline evaluate --config {params.config:q} --screened {input.screened:q} --crysdb {params.crysdb:q}"
         " --energy-model {params.energy_model:q} --out {params.out:q} > {log:q} 2>&1"

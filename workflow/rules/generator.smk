@@ -3,7 +3,6 @@
 
 rule pretrain_generator_stage1:
     input:
-        config=ancient("results/{campaign}/config.yaml"),
         train="results/{campaign}/crysdb/train.parquet",
         val="results/{campaign}/crysdb/val.parquet",
     output:
@@ -16,26 +15,26 @@ rule pretrain_generator_stage1:
         "results/{campaign}/timings/pretrain_generator_stage1.tsv"
     retries: 2
     conda:
-        "dao-pipeline-gpu"
+        "../../envs/gpu.yaml"
     threads: campaigns.threads("training")
     resources:
         gpu=campaigns.gpus("training"),
         mem_mb=campaigns.mem_mb("training"),
         runtime=campaigns.runtime("training"),
     params:
+        config="results/{campaign}/config.yaml",
         crysdb=subpath(input.train, parent=True),
         out=subpath(output.weights, parent=True),
         work="work/{campaign}/pretrain_generator_stage1",
         settings=campaigns.settings("pretrain_generator_stage1"),
         code=stage_code_hash("pretrain_generator_stage1"),
     shell:
-        "dao-pipeline pretrain-generator --stage 1 --config {input.config:q} --crysdb {params.crysdb:q}"
+        "dao-pipeline pretrain-generator --stage 1 --config {params.config:q} --crysdb {params.crysdb:q}"
         " --out {params.out:q} --work {params.work:q} > {log:q} 2>&1"
 
 
 rule pretrain_generator_stage2:
     input:
-        config=ancient("results/{campaign}/config.yaml"),
         val="results/{campaign}/crysdb/val.parquet",
         relaxed=campaigns.stage_input("relax_dataset"),
         init="results/{campaign}/models/dao_g/stage1/model.safetensors",
@@ -49,13 +48,14 @@ rule pretrain_generator_stage2:
         "results/{campaign}/timings/pretrain_generator_stage2.tsv"
     retries: 2
     conda:
-        "dao-pipeline-gpu"
+        "../../envs/gpu.yaml"
     threads: campaigns.threads("training")
     resources:
         gpu=campaigns.gpus("training"),
         mem_mb=campaigns.mem_mb("training"),
         runtime=campaigns.runtime("training"),
     params:
+        config="results/{campaign}/config.yaml",
         crysdb=subpath(input.val, parent=True),
         relaxed="results/{campaign}/relaxed",
         init=subpath(input.init, parent=True),
@@ -64,14 +64,13 @@ rule pretrain_generator_stage2:
         settings=campaigns.settings("pretrain_generator_stage2"),
         code=stage_code_hash("pretrain_generator_stage2"),
     shell:
-        "dao-pipeline pretrain-generator --stage 2 --config {input.config:q} --crysdb {params.crysdb:q}"
+        "dao-pipeline pretrain-generator --stage 2 --config {params.config:q} --crysdb {params.crysdb:q}"
         " --relaxed {params.relaxed:q} --init {params.init:q}"
         " --out {params.out:q} --work {params.work:q} > {log:q} 2>&1"
 
 
 rule finetune_generator:
     input:
-        config=ancient("results/{campaign}/config.yaml"),
         train="results/{campaign}/crysdb/train.parquet",
         val="results/{campaign}/crysdb/val.parquet",
         table=campaigns.finetuning_table,
@@ -86,13 +85,14 @@ rule finetune_generator:
         "results/{campaign}/timings/finetune_generator.tsv"
     retries: 2
     conda:
-        "dao-pipeline-gpu"
+        "../../envs/gpu.yaml"
     threads: campaigns.threads("training")
     resources:
         gpu=campaigns.gpus("training"),
         mem_mb=campaigns.mem_mb("training"),
         runtime=campaigns.runtime("training"),
     params:
+        config="results/{campaign}/config.yaml",
         crysdb=subpath(input.train, parent=True),
         init=subpath(input.init, parent=True),
         out=subpath(output.weights, parent=True),
@@ -100,5 +100,5 @@ rule finetune_generator:
         settings=campaigns.settings("finetune_generator"),
         code=stage_code_hash("finetune_generator"),
     shell:
-        "dao-pipeline finetune-generator --config {input.config:q} --crysdb {params.crysdb:q} --init {params.init:q}"
+        "dao-pipeline finetune-generator --config {params.config:q} --crysdb {params.crysdb:q} --init {params.init:q}"
         " --out {params.out:q} --work {params.work:q} > {log:q} 2>&1"

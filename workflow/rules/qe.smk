@@ -3,7 +3,6 @@
 
 rule validate_qe:
     input:
-        config=ancient("results/{campaign}/config.yaml"),
         screened="results/{campaign}/candidates/screened.parquet",
     output:
         "results/{campaign}/validation/candidate-{number}.parquet",
@@ -13,15 +12,16 @@ rule validate_qe:
         "results/{campaign}/timings/validate_qe-{number}.tsv"
     retries: 2
     conda:
-        "dao-pipeline-qe"
+        "../../envs/qe.yaml"
     threads: campaigns.threads("cpu")
     resources:
         mem_mb=campaigns.mem_mb("cpu"),
         runtime=campaigns.runtime("cpu"),
     params:
+        config="results/{campaign}/config.yaml",
         work="work/{campaign}/validate_qe/candidate-{number}",
         settings=campaigns.settings("validate_qe"),
         code=stage_code_hash("validate_qe"),
     shell:
-        "dao-pipeline validate-qe --config {input.config:q} --screened {input.screened:q}"
+        "dao-pipeline validate-qe --config {params.config:q} --screened {input.screened:q}"
         " --number {wildcards.number} --out {output:q} --work {params.work:q} > {log:q} 2>&1"

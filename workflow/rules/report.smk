@@ -3,8 +3,7 @@
 
 rule report:
     input:
-        config=ancient("results/{campaign}/config.yaml"),
-        tables=campaigns.report_input,
+        campaigns.report_input,
     output:
         "results/{campaign}/report/index.html",
     log:
@@ -12,14 +11,15 @@ rule report:
     benchmark:
         "results/{campaign}/timings/report.tsv"
     conda:
-        "dao-pipeline"
+        "../../envs/pipeline.yaml"
     threads: campaigns.threads("cpu")
     resources:
         mem_mb=campaigns.mem_mb("cpu"),
         runtime=campaigns.runtime("cpu"),
     params:
-        results=subpath(input.config, parent=True),
+        config="results/{campaign}/config.yaml",
+        results=subpath(output[0], ancestor=2),
         settings=campaigns.settings("report"),
         code=stage_code_hash("report"),
     shell:
-        "dao-pipeline report --config {input.config:q} --results {params.results:q} --out {output:q} > {log:q} 2>&1"
+        "dao-pipeline report --config {params.config:q} --results {params.results:q} --out {output:q} > {log:q} 2>&1"

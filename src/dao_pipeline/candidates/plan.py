@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dao_pipeline.candidates.compositions import (
     Requested,
@@ -73,8 +74,8 @@ def plan_table(compositions: Sequence[Requested], samples: int, shard_size: int)
     return pa.table({name: columns[name] for name in PLAN_COLUMNS}, schema=PLAN_SCHEMA)
 
 
-def plan_candidates(campaign: Campaign, crysdb: Path, out: Path) -> None:
-    """Write one row per candidate to generate.
+def plan_candidates(campaign: Campaign, crysdb: Path, out: Path, *, shard: int | None = None) -> None:
+    """Write one row per candidate to generate; with ``shard``, the rows of that shard only.
 
     Compositions of the test split that cannot be generated are left out, named in the log and in the file's
     metadata, and counted as misses by the evaluation. Raises UserError for compositions of the campaign that
@@ -100,6 +101,8 @@ def plan_candidates(campaign: Campaign, crysdb: Path, out: Path) -> None:
             f"{compositions[0].composition}: {reasons[compositions[0]]}. Give generate.compositions."
         )
     table = plan_table(feasible, campaign.generate.samples, campaign.generate.shard_size)
+    if shard is not None:
+        table = table.filter(pc.equal(table["shard"], shard))
     inputs = ("train", "test") if campaign.generate.compositions is None else ("train",)
     about = provenance(
         "plan_candidates",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,10 @@ from dao_pipeline.device import pick_device
 from dao_pipeline.errors import UserError
 from dao_pipeline.model.dao import DaoModel, load_model
 from dao_pipeline.model.layout import Layout
-from dao_pipeline.process.sampler import EnergyGradient
+
+if TYPE_CHECKING:
+    # Only then: otherwise an edit of the sampler would change the code of relax_dataset, and retrain DAO-G.
+    from dao_pipeline.process.sampler import EnergyGradient
 
 
 def load_energy_model(folder: Path, device: torch.device | str = "cpu") -> DaoModel:

@@ -1,0 +1,239 @@
+"""Reading campaigns, and the hash of a stage's code: without Snakemake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dao_pipeline import stage_code
+from dao_pipeline.candidates.compositions import explicit_compositions
+from dao_pipeline.candidates.plan import plan_table, planned_shards
+from dao_pipeline.config import STAGE_SETTINGS, Campaign, parse_campaign
+from dao_pipeline.errors import UserError
+from dao_pipeline.stage_code import stage_code_hash, stage_modules
+from dao_pipeline.workflow_support import (
+    STAGES,
+    load_campaigns,
+    parse_overrides,
+    planned_shard,
+    read_campaign,
+    stage_files,
+)
+
+
+def write(path: Path, **values: object) -> Path:
+    path.write_text(yaml.safe_dump({"name": path.stem, **values}))
+    return path
+
+
+# Campaigns
+
+
+def test_without_anything_the_default_is_read(tmp_path: Path) -> None:
+    default = write(tmp_path / "demo.yaml", seed=7)
+    assert load_campaigns({}, default=default)["demo"].campaign.seed == 7
+
+
+def test_configfiles_are_one_campaign_and_options_win(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.yaml", seed=1, generate={"samples": 3, "steps": 50})
+    second = write(tmp_path / "b.yaml", generate={"samples": 4})
+    campaigns = load_campaigns({"generate": {"samples": "5"}}, [first, second])
+    assert list(campaigns) == ["b"]
+    campaign = campaigns["b"].campaign
+    assert (campaign.seed, campaign.generate.samples, campaign.generate.steps) == (1, 5, 50)
+    assert campaigns["b"].files == (first, second)
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_campaigns_are_listed_or_given_as_one(tmp_path: Path, several: bool) -> None:
+    a, b = write(tmp_path / "a.yaml"), write(tmp_path / "b.yaml", seed=3)
+    listed = [str(a), str(b)] if several else str(b)
+    campaigns = load_campaigns({"campaigns": listed, "relax": {"jobs": 9}})
+    assert list(campaigns) == (["a", "b"] if several else ["b"])
+    assert all(request.campaign.relax.jobs == 9 for request in campaigns.values())
+    assert campaigns["b"].campaign.seed == 3
+
+
+def test_null_can_be_given_on_the_command_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", generate={"compositions": [{"formula": "NaCl"}]})
+    campaign = load_campaigns({"generate": {"compositions": "null"}}, [path])["a"].campaign
+    assert campaign.generate.compositions is None
+
+
+def test_the_resolved_campaign_is_the_checked_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", seed=5)
+    overrides = {"generate": {"samples": "6", "compositions": None}}
+    assert read_campaign([path], overrides) == load_campaigns(overrides, [path])["a"].campaign
+    assert parse_overrides('{"generate": {"samples": "6", "compositions": null}}') == overrides
+
+
+@pytest.mark.parametrize("text", ["[1", "word", "[a, b]"])
+def test_overrides_must_be_keys_and_values(text: str) -> None:
+    with pytest.raises(UserError, match="overrides"):
+        parse_overrides(text)
+
+
+@pytest.mark.parametrize("listed", [[], {"a": "b"}, 3, [["x.yaml"]]])
+def test_a_list_of_campaigns_holds_files(listed: object) -> None:
+    with pytest.raises(UserError, match="campaign file or a list"):
+        load_campaigns({"campaigns": listed})
+
+
+def test_errors_name_file_key_and_option(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml")
+    with pytest.raises(UserError, match=r"a.yaml with --config: generate.samples = '0': .* 1"):
+        load_campaigns({"generate": {"samples": "0"}}, [path])
+    with pytest.raises(UserError, match=r"a.yaml with --config: generate.sample: unknown key"):
+        load_campaigns({"generate": {"sample": "5"}}, [path])
+
+
+def test_two_campaigns_of_one_name_are_refused(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a.yaml"), write(tmp_path / "b.yaml")]
+    with pytest.raises(UserError, match="same name"):
+        load_campaigns({"campaigns": [str(path) for path in paths], "name": "both"})
+
+
+# Files and shards
+
+
+def test_every_stage_has_files() -> None:
+    campaign = parse_campaign({"name": "x", "qe": {"enabled": True}}, "x")
+    names = [path for stage in STAGES for path in stage_files(campaign, stage)]
+    assert len(names) == len(set(names))
+    assert all(stage_files(campaign, stage) for stage in STAGES)
+    assert all(path.startswith("results/x/") for path in names)
+
+
+def growing(compositions: list[str], samples: int = 4, **generate: object) -> Campaign:
+    values = {"compositions": [{"formula": f} for f in compositions], "samples": samples, "shard_size": 8}
+    return parse_campaign({"name": "x", "generate": values | generate}, "x")
+
+
+def test_a_shard_is_known_from_the_configuration_exactly() -> None:
+    """Two campaigns describe a shard alike where its rows of the plan are alike, and only there."""
+    campaigns = [
+        growing(["NaCl", "KBr", "MgO"]),
+        growing(["NaCl", "KBr", "MgO", "CaO", "LiF"]),
+        growing(["NaCl", "Cl1Na1", "KBr", "MgO"]),  # merged into the first
+        growing(["KBr", "NaCl", "MgO"]),
+        growing(["NaCl", "KBr", "MgO"], samples=5),
+        growing(["NaCl", "KBr", "MgO"], shard_size=7),
+    ]
+    seen: dict[str, list[dict[str, object]]] = {}
+    for campaign in campaigns:
+        generate = campaign.generate
+        plan = plan_table(
+            explicit_compositions(generate.compositions or []), generate.samples, generate.shard_size
+        ).to_pylist()
+        for shard in range(planned_shards(campaign)):
+            rows = [row for row in plan if row["shard"] == shard]
+            assert seen.setdefault(planned_shard(campaign, shard), rows) == rows
+    assert planned_shard(campaigns[0], 0) == planned_shard(campaigns[1], 0) == planned_shard(campaigns[2], 0)
+    assert planned_shard(campaigns[0], 1) != planned_shard(campaigns[1], 1)  # was not full
+
+
+def test_the_test_split_grows_by_shards() -> None:
+    small, large = (
+        parse_campaign(
+            {"name": "x", "generate": {"test_split": {"limit": limit}, "samples": 4, "shard_size": 8}}, "x"
+        )
+        for limit in (3, 9)
+    )
+    assert planned_shard(small, 0) == planned_shard(large, 0)
+    assert planned_shard(small, 1) != planned_shard(large, 1)
+
+
+# Code of the stages
+
+UPSTREAM_ONLY = {
+    # stage: packages that only later stages may depend on
+    "download": ("crysdb", "training", "energy", "process", "model", "candidates", "evaluation", "qe", "report"),
+    "build_crysdb": ("training", "energy", "process", "model", "candidates", "evaluation", "qe", "report"),
+    "train_energy_model": ("candidates", "evaluation", "qe", "report", "sources", "crysdb"),
+    "relax_dataset": ("candidates", "evaluation", "qe", "report", "sources", "crysdb", "process.sampler"),
+    "pretrain_generator_stage1": ("candidates", "evaluation", "qe", "report", "sources", "process.sampler"),
+    "finetune_generator": ("candidates", "evaluation", "qe", "report", "process.sampler", "energy"),
+    "plan_candidates": ("evaluation", "qe", "report", "training", "process", "candidates.screen"),
+    "generate_candidates": ("evaluation", "qe", "report", "candidates.screen"),
+    "screen_candidates": ("qe", "report"),
+    "evaluate": ("qe", "report"),
+    "validate_qe": ("report",),
+}
+
+
+@pytest.mark.parametrize("stage", STAGE_SETTINGS)
+def test_a_stage_runs_no_code_of_later_stages(stage: str) -> None:
+    """Otherwise an edit of the report would train models anew."""
+    modules = {module.removeprefix("dao_pipeline.") for module in stage_modules(stage)}
+    assert modules
+    later = UPSTREAM_ONLY.get(stage, ())
+    assert not {m for m in modules if any(m == name or m.startswith(f"{name}.") for name in later)}
+    assert not modules & {"config", "cli", "errors", "preflight", "config_files", "workflow_support"}
+
+
+def test_packages_define_nothing_themselves() -> None:
+    """Hashes do not look into ``__init__``."""
+    for path in stage_code.ROOT.glob("*/__init__.py"):
+        assert not [line for line in path.read_text().splitlines() if line.startswith(("from", "import"))], path
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small package with two stages; ``second`` imports lazily, relatively and for type checkers."""
+    files = {
+        "cli.py": "def first():\n    from dao_pipeline.a.first import run\n"
+        "def second():\n    from dao_pipeline.b.second import run\n",
+        "shared.py": "VALUE = 1\n",
+        "a/__init__.py": "",
+        "a/first.py": "from dao_pipeline.shared import VALUE\n",
+        "b/__init__.py": "",
+        "b/second.py": "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from dao_pipeline.a import first\n"
+        "def run():\n    from . import lazy\n",
+        "b/lazy.py": '"""Doc."""\nX = 1  # a comment\n',
+        "b/templates/page.html": "<p>",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(stage_code, "ROOT", tmp_path)
+    return tmp_path
+
+
+def hashes() -> tuple[str, str]:
+    for function in vars(stage_code).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+    return stage_code_hash("first"), stage_code_hash("second")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget() -> object:
+    yield
+    hashes_of = [f for f in vars(stage_code).values() if hasattr(f, "cache_clear")]
+    for function in hashes_of:
+        function.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "changed"),
+    [
+        ("shared.py", "VALUE = 2\n", (True, False)),
+        ("a/first.py", "from dao_pipeline.shared import VALUE\nX = VALUE\n", (True, False)),
+        ("b/lazy.py", '"""Doc."""\nX = 2\n', (False, True)),
+        ("b/lazy.py", '"""Another."""\n\nX = (1)  # same\n', (False, False)),
+        ("b/templates/page.html", "<div>", (False, True)),
+        ("cli.py", None, (False, False)),
+        ("b/unused.py", "X = 1\n", (False, False)),
+    ],
+)
+def test_only_code_that_a_stage_runs_changes_its_hash(
+    package: Path, name: str, text: str | None, changed: tuple[bool, bool]
+) -> None:
+    before = hashes()
+    path = package / name
+    path.write_text(text if text is not None else path.read_text() + "\nMORE = 1\n")
+    after = hashes()
+    assert tuple(a != b for a, b in zip(before, after, strict=True)) == changed
