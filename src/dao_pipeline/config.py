@@ -116,6 +116,11 @@ class Process(Section):
     timesteps: int = Field(1000, ge=10, le=10_000, description="noise levels T (paper: 1000)")
     sigma_min: float = Field(0.005, gt=0, lt=1, description="coordinate noise at t = 1, fractional")
     sigma_max: float = Field(0.5, gt=0, le=2, description="coordinate noise at t = T, fractional")
+    remove_drift: bool = Field(
+        True,
+        description="leave the mean displacement of a crystal's atoms out of the coordinate loss: no model "
+        "that ignores the origin can predict it (paper: false)",
+    )
     lattice_scale: Literal["none", "composition"] = Field(
         "composition",
         description="none: lattices diffuse in angstrom (paper); composition: they are divided by the edge of a "
@@ -136,6 +141,15 @@ class Backbone(Section):
         description="joint: one LayerNorm over lattice and Fourier features (paper); separate: the weight of the "
         "Fourier features does not depend on cell size",
     )
+    distances: bool = Field(
+        True, description="attention also sees minimum-image distances (paper: false; needs edge_norm: separate)"
+    )
+
+    @model_validator(mode="after")
+    def _published_has_no_distances(self) -> Backbone:
+        if self.distances and self.edge_norm == "joint":
+            raise ValueError("edge_norm joint, the published form, sees no distances: set distances: false")
+        return self
 
 
 class Training(Section):
@@ -343,6 +357,12 @@ class Campaign(Section):
             raise ValueError(
                 f"generate.steps ({self.generate.steps}) exceeds process.timesteps ({self.process.timesteps})"
             )
+        for section in ("energy_model", "generator"):
+            if getattr(self, section).backbone.distances and self.process.lattice_scale == "none":
+                raise ValueError(
+                    f"{section}.backbone.distances needs process.lattice_scale: composition, which gives "
+                    "distances their unit; set distances: false"
+                )
         for i, composition in enumerate(self.generate.compositions or []):
             if composition.num_atoms > self.generate.max_atoms:
                 raise ValueError(

@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from dao_pipeline.model.attention import LARGEST_DISTANCE, RADIAL, radial_features
 from dao_pipeline.model.crysformer import Crysformer
 from dao_pipeline.model.layout import Layout
 from tests.model import reference
 
 
-def make_model(joint: bool, seed: int = 0, **sizes: int) -> Crysformer:
+def make_model(joint: bool, seed: int = 0, distances: bool = False, **sizes: int) -> Crysformer:
     torch.manual_seed(seed)
     shape = {"layers": 2, "width": 32, "heads": 4, "frequencies": 8} | sizes
-    model = Crysformer(**shape, joint=joint, energy_head=True).double()
+    model = Crysformer(**shape, joint=joint, distances=distances, energy_head=True).double()
     for parameter in model.parameters():  # norms and biases away from their trivial start
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model
@@ -62,9 +63,16 @@ def test_single_precision_agrees_with_double(joint: bool) -> None:
         assert (a.double() - b).abs().max() <= 1e-5 * max(scale, 1.0) * 3
 
 
-@pytest.mark.parametrize("joint", [True, False], ids=["joint", "separate"])
-def test_symmetries(joint: bool) -> None:
-    model = make_model(joint)
+MODES = pytest.mark.parametrize(
+    ("joint", "distances"),
+    [(True, False), (False, False), (False, True)],
+    ids=["joint", "separate", "separate with distances"],
+)
+
+
+@MODES
+def test_symmetries(joint: bool, distances: bool) -> None:
+    model = make_model(joint, distances=distances)
     numbers, coords, lattice, ptr, t = random_batch([3, 6, 2, 6])
     layout = Layout.from_ptr(ptr)
     with torch.no_grad():
@@ -91,9 +99,9 @@ def test_symmetries(joint: bool) -> None:
         torch.testing.assert_close(permuted.energy, base.energy)
 
 
-@pytest.mark.parametrize("joint", [True, False], ids=["joint", "separate"])
-def test_result_does_not_depend_on_the_batch(joint: bool) -> None:
-    model = make_model(joint)
+@MODES
+def test_result_does_not_depend_on_the_batch(joint: bool, distances: bool) -> None:
+    model = make_model(joint, distances=distances)
     numbers, coords, lattice, ptr, t = random_batch([7, 2, 4, 2, 1])
     with torch.no_grad():
         together = model(numbers, coords, lattice, ptr, t)
@@ -105,8 +113,9 @@ def test_result_does_not_depend_on_the_batch(joint: bool) -> None:
             torch.testing.assert_close(alone.energy[0], together.energy[i])
 
 
-def test_energy_gradient_agrees_with_finite_differences() -> None:
-    model = make_model(joint=False)
+@MODES
+def test_energy_gradient_agrees_with_finite_differences(joint: bool, distances: bool) -> None:
+    model = make_model(joint, distances=distances)
     numbers, coords, lattice, ptr, t = random_batch([3, 2])
 
     def energy(f: Tensor, cell: Tensor) -> Tensor:
@@ -115,6 +124,21 @@ def test_energy_gradient_agrees_with_finite_differences() -> None:
     assert torch.autograd.gradcheck(
         energy, (coords.requires_grad_(), lattice.requires_grad_()), eps=1e-6, atol=1e-6
     )
+
+
+def test_distances_are_those_of_the_nearest_image() -> None:
+    """Gaussians peak at the distance that pymatgen finds, whatever the orientation of the cell."""
+    from pymatgen.core import Lattice
+
+    cell = Lattice.from_parameters(1.0, 1.2, 0.9, 80, 95, 110)
+    coords = torch.rand(1, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    lattice = torch.tensor(cell.matrix)[None]
+    found = radial_features(coords, lattice @ lattice.transpose(1, 2))[0]
+    exact = torch.tensor(cell.get_all_distances(coords[0].numpy(), coords[0].numpy())) * 5 ** (1 / 3)
+    centres = torch.linspace(0, LARGEST_DISTANCE, RADIAL, dtype=torch.float64)
+    expected = torch.exp(-(((exact[..., None] - centres) * (RADIAL - 1) / LARGEST_DISTANCE) ** 2))
+    off = ~torch.eye(5, dtype=torch.bool)
+    torch.testing.assert_close(found[off], expected[off], rtol=0, atol=1e-4)
 
 
 def test_parameter_counts_of_the_paper() -> None:

@@ -12,7 +12,9 @@ weight, W = W_e diag(gamma). With mean m_ij and inverse deviation r_ij of the ra
 pair, the same in every layer) u_ij = r_ij (W_G G + W_psi psi_ij - m_ij W 1) + const.
 
 separate: edge_ij = [asinh G, psi_ij] unnormalised, so u_ij = W_G asinh G + W_psi psi_ij + const, whose first
-term is the same for all pairs of a crystal.
+term is the same for all pairs of a crystal. Fourier features say where an atom lies in the cell but not how
+far it is in space, so separate mode may add Gaussians of the minimum-image distance to keys and values: RADIAL
+numbers per pair, the one tensor over pairs that is wider than the heads.
 
 Either way q_i . W_psi psi_ij = P_i . psi_j, where P_i is W_psi^T q_i rotated by the phases of atom i and
 psi_j = [sin 2 pi k f_j, cos 2 pi k f_j]; and sum_j w_ij W_psi psi_ij = W_psi rotate_i^-1(sum_j w_ij psi_j).
@@ -30,6 +32,10 @@ from torch import Tensor, nn
 from dao_pipeline.model.layout import Layout
 
 NORM_EPS = 1e-5
+RADIAL = 16
+"""Gaussians per distance."""
+LARGEST_DISTANCE = 3.0
+"""Centre of the last Gaussian, in units of (expected volume per atom)^(1/3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,7 @@ class EdgeFeatures:
     gram: (B, 9), lattice features: L L^T (joint) or asinh of it (separate).
     gram_sum: (B,), only joint. mean, rstd: per size class (crystals, atoms, atoms), only joint: statistics of
     the raw edge vector of each pair.
+    radial: per size class (crystals, atoms, atoms, RADIAL), only separate and where asked for: distances.
     """
 
     sin: Tensor
@@ -49,10 +56,18 @@ class EdgeFeatures:
     gram: Tensor
     mean: list[Tensor] | None = None
     rstd: list[Tensor] | None = None
+    radial: list[Tensor] | None = None
 
     @classmethod
     def of(
-        cls, frac_coords: Tensor, lattice: Tensor, layout: Layout, frequencies: int, joint: bool
+        cls,
+        frac_coords: Tensor,
+        lattice: Tensor,
+        layout: Layout,
+        *,
+        frequencies: int,
+        joint: bool,
+        distances: bool,
     ) -> EdgeFeatures:
         """From sorted coordinates (N, 3) and lattices (B, 3, 3)."""
         # separate mode starts at k = 1: k = 0 is a constant; published code has it
@@ -60,9 +75,12 @@ class EdgeFeatures:
         angles = (2 * math.pi) * (frac_coords[:, :, None] * k).flatten(1)
         sin, cos = angles.sin(), angles.cos()
         phases = layout.blocks(torch.cat([sin, cos], dim=-1))
-        gram = (lattice @ lattice.transpose(1, 2)).flatten(1)
+        metric = lattice @ lattice.transpose(1, 2)
+        gram = metric.flatten(1)
         if not joint:
-            return cls(sin=sin, cos=cos, phases=phases, gram=torch.asinh(gram))
+            pairs = zip(layout.blocks(frac_coords), layout.crystal_blocks(metric), strict=True)
+            radial = [radial_features(coords, g) for coords, g in pairs] if distances else None
+            return cls(sin=sin, cos=cos, phases=phases, gram=torch.asinh(gram), radial=radial)
         width = 9 + 6 * frequencies
         # sum over the sines and cosines of the differences: a rotated vector of ones times psi_j
         ones = torch.cat([cos + sin, cos - sin], dim=-1)
@@ -78,7 +96,7 @@ class EdgeFeatures:
 class TorusAttention(nn.Module):
     """Multi-head attention with the Fourier edge term in factorised form (see the module's text)."""
 
-    def __init__(self, width: int, heads: int, frequencies: int, joint: bool) -> None:
+    def __init__(self, width: int, heads: int, frequencies: int, joint: bool, distances: bool) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
@@ -87,6 +105,7 @@ class TorusAttention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.edge_norm = nn.LayerNorm(9 + 6 * frequencies, eps=NORM_EPS) if joint else None
         self.edge = nn.Linear(9 + 6 * frequencies, width)
+        self.radial = nn.Parameter(torch.zeros(2, heads, RADIAL, width // heads)) if distances else None
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, edges: EdgeFeatures, layout: Layout) -> Tensor:
@@ -109,11 +128,21 @@ class TorusAttention(nn.Module):
             layout.blocks(query), layout.blocks(key), layout.blocks(value), layout.blocks(phase_query), strict=True
         )
         if not self.joint:
-            pairs = [_attend(*block, psi) for block, psi in zip(blocks, edges.phases, strict=True)]
-            direct, phase = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]) for i in (0, 1))
-            constant = lattice_term + bias
-            out = direct + self._from_phases(phase, w_psi, edges) + layout.expand(constant).view_as(direct)
-            return self.out(out.flatten(1))
+            constant = layout.expand(lattice_term + bias).view_as(query)
+            if self.radial is None or edges.radial is None:
+                pairs = [_attend(*block, psi) for block, psi in zip(blocks, edges.phases, strict=True)]
+                direct, phase = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]) for i in (0, 1))
+                return self.out((direct + self._from_phases(phase, w_psi, edges) + constant).flatten(1))
+            radial_query = torch.einsum("nhc,hrc->nhr", query, self.radial[0])
+            near = [
+                _attend_near(q, k, v, p, psi, rq, radial)
+                for (q, k, v, p), psi, rq, radial in zip(
+                    blocks, edges.phases, layout.blocks(radial_query), edges.radial, strict=True
+                )
+            ]
+            direct, phase, radial = (torch.cat([part[i].flatten(0, 1) for part in near]) for i in range(3))
+            direct = direct + torch.einsum("nhr,hrc->nhc", radial, self.radial[1])
+            return self.out((direct + self._from_phases(phase, w_psi, edges) + constant).flatten(1))
 
         ones = weight.sum(-1).view(heads, width // heads)  # W 1
         query_lattice = torch.einsum("nhc,nhc->nh", query, layout.expand(lattice_term).view_as(query))
@@ -158,6 +187,47 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, phase: Tensor, psi: Tenso
     (b, n, 6 F) phases -> weighted values (b, n, H, c) and weighted phases (b, n, H, 6 F)."""
     weights = torch.softmax(_key_logits(query, key) + _phase_logits(phase, psi), dim=-1)
     return _sum_values(weights, value), _sum_phases(weights, psi)
+
+
+def _attend_near(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    phase: Tensor,
+    psi: Tensor,
+    radial_query: Tensor,
+    radial: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``_attend`` with distances: (b, n, H, R) queries meet (b, n, n, R) features of each pair; also returns
+    sum_j a_ij radial_ij (b, n, H, R)."""
+    b, n, heads, width = radial_query.shape
+    per_atom = radial.view(b * n, n, width)
+    near = (radial_query.reshape(b * n, heads, width) @ per_atom.transpose(1, 2)).view(b, n, heads, n)
+    weights = torch.softmax(_key_logits(query, key) + _phase_logits(phase, psi) + near, dim=-1)
+    gathered = (weights.reshape(b * n, heads, n) @ per_atom).view(b, n, heads, width)
+    return _sum_values(weights, value), _sum_phases(weights, psi), gathered
+
+
+def radial_features(frac_coords: Tensor, metric: Tensor) -> Tensor:
+    """Gaussians of the minimum-image distance of each pair, (b, n, 3), (b, 3, 3) -> (b, n, n, RADIAL).
+
+    metric: L L^T in units in which the expected cell volume is 1. Distances are multiplied by n^(1/3), so that
+    neighbours lie near 1 in cells of any size. An atom and itself have distance 0. The nearest of 27 images is
+    exact for reduced cells; in the skewed cells that noise makes it is an upper bound.
+    """
+    n = frac_coords.shape[1]
+    difference = frac_coords[:, None, :] - frac_coords[:, :, None]
+    difference = difference - difference.detach().round()
+    shifts = torch.cartesian_prod(*[torch.arange(-1, 2, device=metric.device, dtype=metric.dtype)] * 3)
+    # |(d + s) L|^2 = d G d + 2 d G s + s G s, without a (b, n, n, 27, 3) tensor
+    along = difference @ metric[:, None]
+    cross = along @ shifts.T
+    shifted = torch.einsum("si,bij,sj->bs", shifts, metric, shifts)[:, None, None]
+    square = (along * difference).sum(-1, keepdim=True) + 2 * cross + shifted
+    distance = (square.amin(-1).clamp(min=0) + 1e-6).sqrt() * n ** (1 / 3)
+    centres = torch.linspace(0, LARGEST_DISTANCE, RADIAL, device=metric.device, dtype=metric.dtype)
+    width = LARGEST_DISTANCE / (RADIAL - 1)
+    return torch.exp(-((distance[..., None] - centres) / width).square())
 
 
 def _attend_joint(

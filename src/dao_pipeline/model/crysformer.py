@@ -59,10 +59,10 @@ class GatedResidual(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and feed-forward layer, each behind a gated residual (paper 1.5)."""
 
-    def __init__(self, width: int, heads: int, frequencies: int, joint: bool) -> None:
+    def __init__(self, width: int, heads: int, frequencies: int, joint: bool, distances: bool) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = TorusAttention(width, heads, frequencies, joint)
+        self.attention = TorusAttention(width, heads, frequencies, joint, distances)
         self.attention_gate = GatedResidual(width)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -78,6 +78,7 @@ class Crysformer(nn.Module):
     """The backbone of DAO-P and DAO-G, with their heads.
 
     ``joint``: one LayerNorm over lattice and Fourier features, as published; otherwise both enter apart.
+    ``distances``: minimum-image distances enter too (not published; only without ``joint``).
     ``energy_head``: DAO-P has one, DAO-G has none.
     """
 
@@ -89,14 +90,15 @@ class Crysformer(nn.Module):
         heads: int,
         frequencies: int,
         joint: bool = False,
+        distances: bool = False,
         energy_head: bool = False,
     ) -> None:
         super().__init__()
-        self.frequencies, self.joint = frequencies, joint
+        self.frequencies, self.joint, self.distances = frequencies, joint, distances
         self.register_buffer("descriptors", element_descriptors())
         self.element = nn.Linear(NUM_DESCRIPTORS, width)
         self.node = nn.Linear(width + TIME_WIDTH, width)
-        self.blocks = nn.ModuleList(Block(width, heads, frequencies, joint) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, frequencies, joint, distances) for _ in range(layers))
         self.coords_head = nn.Linear(width, 3, bias=False)
         self.lattice_head = nn.Linear(width, 9, bias=False)
         self.energy_head = (
@@ -143,7 +145,12 @@ class Crysformer(nn.Module):
         """Node features after the last block, (N, d), in the layout's sorted order (paper 1.2 to 1.5)."""
         dtype = self.node.weight.dtype
         edges = EdgeFeatures.of(
-            layout.sort_atoms(frac_coords), layout.sort_crystals(lattice), layout, self.frequencies, self.joint
+            layout.sort_atoms(frac_coords),
+            layout.sort_crystals(lattice),
+            layout,
+            frequencies=self.frequencies,
+            joint=self.joint,
+            distances=self.distances,
         )
         width = self.element.out_features
         # Linear([element ; time]) splits by columns: time is projected once per crystal, not per atom

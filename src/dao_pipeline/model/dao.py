@@ -69,7 +69,10 @@ class DaoModel(nn.Module):
         self.about = about
         backbone, self.process = Backbone(**about.backbone), Process(**about.process)
         self.crysformer = Crysformer(
-            **backbone_sizes(backbone), joint=backbone.edge_norm == "joint", energy_head=about.kind == "dao_p"
+            **backbone_sizes(backbone),
+            joint=backbone.edge_norm == "joint",
+            distances=backbone.distances,
+            energy_head=about.kind == "dao_p",
         )
         self.schedule = Schedule(self.process)
         self.register_buffer("element_volumes", torch.as_tensor(element_volumes, dtype=torch.float32).clone())

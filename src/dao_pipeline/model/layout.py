@@ -104,6 +104,11 @@ class Layout:
         """Mean over the atoms of each crystal, (N, ...) -> (B, ...), both sorted."""
         return torch.cat([block.mean(1) for block in self.blocks(values)])
 
+    def remove_mean(self, values: Tensor) -> Tensor:
+        """Per-atom values (N, ...) in the caller's order, less the mean over the atoms of their crystal."""
+        means = self.unsort_crystals(self.mean(self.sort_atoms(values)))
+        return values - means[self.crystal]
+
     def expand(self, values: Tensor) -> Tensor:
         """Each crystal's value on all its atoms, (B, ...) -> (N, ...), both sorted."""
         parts = zip(self.crystal_blocks(values), self.classes, strict=True)

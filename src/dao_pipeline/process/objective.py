@@ -32,7 +32,10 @@ def denoise(model: DaoModel, batch: Data, t: Tensor, generator: torch.Generator)
     scaled = batch.lattice / model.edge(batch.atomic_numbers, layout)
     noisy = add_noise(batch.frac_coords, scaled, layout.crystal, t, model.schedule, generator)
     out = model.crysformer(batch.atomic_numbers, noisy.frac_coords, noisy.lattice, batch.ptr, t, layout)
-    per_atom = (out.coords - noisy.coords_target).square().mean(-1)
+    error = out.coords - noisy.coords_target
+    if model.process.remove_drift:
+        error = layout.remove_mean(error)
+    per_atom = error.square().mean(-1)
     coords_error = torch.zeros_like(scaled[:, 0, 0]).index_add(0, layout.crystal, per_atom)
     lattice_error = (out.lattice - noisy.lattice_target).square().mean((1, 2))
     return Denoised(out, coords_error, lattice_error)
