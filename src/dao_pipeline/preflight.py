@@ -200,10 +200,11 @@ def elements_in(path: Path) -> set[str]:
     found: set[int] = set()
     try:
         for file in table_files(path):
-            names = pq.read_schema(file).names
+            stored = pq.ParquetFile(file)  # pq.read_table would import pandas, half a second
+            names = stored.schema_arrow.names
             if missing := [name for name in _STRUCTURE if name not in names]:
                 raise UserError(f"{file}: columns {', '.join(missing)} are missing; this is no table of crystals.")
-            numbers = pq.read_table(file, columns=["atomic_numbers"])["atomic_numbers"]
+            numbers = stored.read(columns=["atomic_numbers"])["atomic_numbers"]
             found.update(pc.unique(pc.list_flatten(numbers)).to_pylist())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise UserError(f"{path}: no readable table of crystals ({error}).") from error

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dao_pipeline.config import (
+    STAGE_SETTINGS,
+    Campaign,
+    load_campaign,
+    parse_campaign,
+    parse_formula,
+    stage_settings,
+)
+from dao_pipeline.config_files import default_yaml, schema_json, write_config_files, write_resolved
+from dao_pipeline.errors import UserError
+
+CONFIG = Path(__file__).resolve().parents[1] / "config"
+
+
+def test_files_in_config_are_up_to_date(tmp_path: Path) -> None:
+    write_config_files(tmp_path)
+    for name in ("default.yaml", "schema.json"):
+        assert (CONFIG / name).read_text(encoding="utf-8") == (tmp_path / name).read_text(encoding="utf-8"), (
+            f"config/{name} differs from the models; run: dao-pipeline generate-config"
+        )
+
+
+def test_default_yaml_holds_the_defaults() -> None:
+    assert parse_campaign(yaml.safe_load(default_yaml()), "default.yaml") == Campaign(name="my-campaign")
+
+
+def keys(values: object, prefix: str = "") -> set[str]:
+    if not isinstance(values, dict):
+        return {prefix}
+    return {key for name, value in values.items() for key in keys(value, f"{prefix}.{name}".lstrip("."))}
+
+
+def test_default_yaml_has_every_key_with_a_comment() -> None:
+    text = default_yaml()
+    assert keys(yaml.safe_load(text)) == keys(Campaign(name="x").model_dump(mode="json"))
+    lines = [line for line in text.splitlines() if line.strip()]
+    for before, line in pairwise(lines):
+        if not line.lstrip().startswith("#"):
+            assert before.lstrip().startswith("#"), f"no comment above {line.strip()!r}"
+
+
+def test_schema_names_keys_and_limits() -> None:
+    schema = json.loads(schema_json())
+    assert schema["additionalProperties"] is False
+    assert schema["required"] == ["name"]
+    assert schema["$defs"]["CrysDB"]["properties"]["val_fraction"]["exclusiveMaximum"] == 0.5
+
+
+def test_resolved_campaign_loads_equal(tmp_path: Path) -> None:
+    values = {
+        "name": "mine",
+        "generate": {"compositions": [{"formula": "SrTiO3"}, {"formula": "TiO2", "formula_units": 2}]},
+        "energy_model": {"training": {"learning_rate": 1e-5}},
+    }
+    campaign = parse_campaign(values, "test")
+    write_resolved(campaign, tmp_path / "resolved.yaml")
+    assert load_campaign(tmp_path / "resolved.yaml") == campaign
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted(CONFIG.glob("campaigns/*.yaml")), CONFIG / "demo.yaml"], ids=lambda p: p.name
+)
+def test_campaigns_in_the_repository_load(path: Path) -> None:
+    assert load_campaign(path).name
+
+
+def test_stage_settings_exist_and_change_only_their_stages() -> None:
+    one, two = Campaign(name="a"), parse_campaign({"name": "a", "crysdb": {"max_atoms": 20}}, "test")
+    changed = {stage for stage in STAGE_SETTINGS if stage_settings(one, stage) != stage_settings(two, stage)}
+    assert changed == {"build_crysdb"}
+    json.dumps({stage: stage_settings(one, stage) for stage in STAGE_SETTINGS})
+
+
+def test_overrides_are_merged(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("name: a\ncrysdb: {max_atoms: 20, min_atoms: 2}\n")
+    campaign = load_campaign(path, {"crysdb": {"max_atoms": 10}})
+    assert (campaign.crysdb.max_atoms, campaign.crysdb.min_atoms) == (10, 2)
+
+
+def test_every_problem_of_a_file_is_listed(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("name: a\nsed: 1\ncrysdb: {max_atoms: 0, min_distance: -1}\n")
+    with pytest.raises(UserError) as caught:
+        load_campaign(path)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("formula", "counts"), [("SrTiO3", {"Sr": 1, "Ti": 1, "O": 3}), ("CH3CH3", {"C": 2, "H": 6})]
+)
+def test_formula(formula: str, counts: dict[str, int]) -> None:
+    assert parse_formula(formula) == counts
+
+
+@pytest.mark.parametrize("formula", ["", "Xx2", "srTiO3", "Ti0O2", "Ti1.5O", "(OH)2", "Md", "O" * 300])
+def test_no_formula(formula: str) -> None:
+    with pytest.raises(ValueError, match=r"formula|element|atoms|beyond"):
+        parse_formula(formula)

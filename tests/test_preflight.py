@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pymatgen.io.cif import CifWriter
+
+from dao_pipeline.config import parse_campaign
+from dao_pipeline.crystals.convert import to_structure
+from dao_pipeline.errors import UserError
+from dao_pipeline.preflight import check_campaigns, check_loaded, elements_in
+from dao_pipeline.sources.embedded import EMBEDDED_PATH
+from tests.make import binary, raw_file
+
+
+def write(path: Path, **sections: Any) -> Path:
+    path.write_text(yaml.safe_dump({"name": path.stem} | sections))
+    return path
+
+
+@pytest.fixture
+def crystals(tmp_path: Path) -> dict[str, Any]:
+    """A sound data section: a file with Li, Na, K and O."""
+    return {"source": "file", "path": str(raw_file(tmp_path / "set.parquet", [binary(i) for i in range(3)]))}
+
+
+def problems(*paths: Path) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        check_campaigns(paths)
+    return str(caught.value).splitlines()
+
+
+def test_sound_campaigns(tmp_path: Path, crystals: dict[str, Any]) -> None:
+    wanted = {"compositions": [{"formula": "Li2O"}]}
+    one, two = (
+        write(tmp_path / "a.yaml", data=crystals, generate=wanted),
+        write(tmp_path / "b.yaml", data=crystals),
+    )
+    assert {path: campaign.name for path, campaign in check_campaigns([one, two]).items()} == {one: "a", two: "b"}
+
+
+def test_all_problems_of_all_files_at_once(
+    tmp_path: Path, crystals: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOT_SET", raising=False)
+    monkeypatch.delenv("MP_API_KEY", raising=False)
+    files = [
+        write(tmp_path / "unknown.yaml", traning={}),
+        write(tmp_path / "element.yaml", data=crystals, generate={"compositions": [{"formula": "UF6"}]}),
+        write(tmp_path / "missing.yaml", data={"source": "file", "path": "nowhere.parquet"}),
+        write(tmp_path / "unset.yaml", data={"source": "file", "path": "$NOT_SET/x.parquet"}),
+        write(tmp_path / "model.yaml", data=crystals, generator={"pretrained": str(tmp_path)}),
+        write(tmp_path / "finetune.yaml", data=crystals, finetune={"path": "nowhere.parquet"}),
+        write(tmp_path / "exclude.yaml", data=crystals, crysdb={"exclude": ["nowhere.parquet"]}),
+        write(tmp_path / "twin.yaml", data=crystals)
+        and write(tmp_path / "twin2.yaml", data=crystals, name="element"),
+        write(
+            tmp_path / "qe.yaml", data=crystals, qe={"enabled": True, "command": "mpirun-of-nowhere -np 2 pw.x"}
+        ),
+        write(tmp_path / "mp.yaml", data={"source": "materials_project"}),
+    ]
+    found = {line.split(": ")[0]: line for line in problems(*files)}
+    expected = {
+        "unknown": "traning: unknown key",
+        "element": "generate.compositions[0].formula = UF6: no crystal of set.parquet contains U, F",
+        "missing": "data.path = nowhere.parquet: nowhere.parquet does not exist; correct the path.",
+        "unset": "the environment variable NOT_SET is not set; set it.",
+        "model": "generator.pretrained = ",
+        "finetune": "finetune.path = nowhere.parquet: nowhere.parquet does not exist",
+        "exclude": "crysdb.exclude[0] = nowhere.parquet: nowhere.parquet does not exist",
+        "twin2": "name = element: ",
+        "qe": "qe.command = mpirun-of-nowhere -np 2 pw.x: mpirun-of-nowhere",
+        "mp": "MP_API_KEY is not set",
+    }
+    assert set(found) == {str(tmp_path / f"{name}.yaml") for name in expected}
+    for name, text in expected.items():
+        assert text in found[str(tmp_path / f"{name}.yaml")]
+
+
+def test_loaded_campaigns_are_checked_with_their_overrides(crystals: dict[str, Any]) -> None:
+    campaign = parse_campaign(
+        {"name": "a", "data": crystals, "generate": {"compositions": [{"formula": "UO2"}]}}, "x"
+    )
+    with pytest.raises(UserError, match=r"^config/a.yaml: generate.compositions\[0\].formula = UO2"):
+        check_loaded({"config/a.yaml": campaign})
+    check_loaded({})
+
+
+def test_model_directory(tmp_path: Path, crystals: dict[str, Any]) -> None:
+    path = write(tmp_path / "a.yaml", data=crystals, generator={"pretrained": str(tmp_path / "model")})
+    assert "config.json and model.safetensors not found" in problems(path)[0]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert "model.safetensors not found" in problems(path)[0]
+    (tmp_path / "model" / "model.safetensors").touch()
+    check_campaigns([path])
+
+
+def test_finetuning_table_must_be_one(tmp_path: Path, crystals: dict[str, Any]) -> None:
+    (tmp_path / "foreign.parquet").write_text("no table")
+    path = write(tmp_path / "a.yaml", data=crystals, finetune={"path": str(tmp_path / "foreign.parquet")})
+    assert "not a readable Parquet file" in problems(path)[0]
+    check_campaigns([write(tmp_path / "a.yaml", data=crystals, finetune={"path": crystals["path"]})])
+
+
+def test_quantum_espresso(tmp_path: Path, crystals: dict[str, Any]) -> None:
+    program = tmp_path / "pw.x"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    qe = {"enabled": True, "command": str(program)}
+    assert "qe.pseudo_dir: not given" in problems(write(tmp_path / "a.yaml", data=crystals, qe=qe))[0]
+    qe["pseudo_dir"] = str(tmp_path)
+    assert "no UPF files" in problems(write(tmp_path / "a.yaml", data=crystals, qe=qe))[0]
+    (tmp_path / "O.pbe.UPF").touch()
+    check_campaigns([write(tmp_path / "a.yaml", data=crystals, qe=qe)])
+
+
+def test_materials_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MP_API_KEY", "k" * 32)
+    query = {"elements": ["Qq"], "chemical_systems": ["Li-O"]}
+    path = write(
+        tmp_path / "a.yaml",
+        data={"source": "materials_project", "materials_project": query},
+        generate={"compositions": [{"formula": "NaO"}]},
+    )
+    first, second = problems(path)
+    assert "data.materials_project.elements = Qq: no such element" in first
+    assert "no system of data.materials_project.chemical_systems contains Na" in second
+
+
+def test_elements_of_a_csv(tmp_path: Path) -> None:
+    cifs = [str(CifWriter(to_structure(binary(i)))) for i in (0, 20)]
+    path = tmp_path / "set.csv"
+    path.write_text("material_id,cif\n" + "\n".join(f'mp-{i},"{cif}"' for i, cif in enumerate(cifs)))
+    assert elements_in(path) == {"Li", "O", "Ca", "S"}
+    bare = [cif.replace("_chemical_formula", "_other") for cif in cifs]
+    path.write_text("material_id,cif\n" + "\n".join(f'mp-{i},"{cif}"' for i, cif in enumerate(bare)))
+    assert elements_in(path) == {"Li", "O", "Ca", "S"}
+
+
+def test_embedded_source_is_checked_quickly_and_lightly(tmp_path: Path) -> None:
+    if not EMBEDDED_PATH.exists():
+        pytest.skip("the embedded table is not built")
+    path = write(tmp_path / "a.yaml", generate={"compositions": [{"formula": "SrTiO3"}]})
+    start = time.perf_counter()
+    check_campaigns([path])
+    assert time.perf_counter() - start < 0.5
+    code = (
+        "import sys, pathlib; from dao_pipeline.preflight import check_campaigns;"
+        f"check_campaigns([pathlib.Path({str(path)!r})]);"
+        "print(*(m for m in ('torch', 'pymatgen', 'ase', 'pandas', 'scipy') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+    rare = write(tmp_path / "b.yaml", generate={"compositions": [{"formula": "RnF2"}]})
+    assert "no crystal of embedded.parquet contains Rn" in problems(rare)[0]
