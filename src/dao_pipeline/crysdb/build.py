@@ -62,6 +62,8 @@ def build_crysdb(campaign: Campaign, raw: Path, out: Path) -> None:
     for split, part in parts.items():
         write_table(part, out / f"{split}.parquet", note)
     write_rejected(rejected, out / "rejected.parquet", note)
+    if not parts["val"].num_rows:
+        log.warning("crysdb: no crystals for validation; raise crysdb.val_fraction or give some the split val")
     log.info("crysdb: %s", ", ".join(f"{name} {n}" for name, n in counts.items()))
 
 

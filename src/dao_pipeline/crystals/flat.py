@@ -94,12 +94,14 @@ def formulas(flat: FlatCrystals) -> list[str]:
 
 def structure_columns(flat: FlatCrystals, formula: Sequence[str]) -> dict[str, pa.Array]:
     """The columns of the crystal table that hold the structure itself, coordinates wrapped into [0, 1)."""
+    with np.errstate(invalid="ignore"):  # infinite coordinates become NaN; build_crysdb rejects both
+        frac = wrap(flat.frac)
     atoms = pa.array(flat.ptr, pa.int32())
     coords = pa.array(3 * flat.ptr, pa.int32())
     return {
         "formula": pa.array(formula, pa.string()),
         "num_atoms": pa.array(flat.counts, COLUMNS["num_atoms"].type),
         "atomic_numbers": pa.ListArray.from_arrays(atoms, pa.array(flat.numbers, pa.int16())),
-        "frac_coords": pa.ListArray.from_arrays(coords, pa.array(wrap(flat.frac).ravel())),
+        "frac_coords": pa.ListArray.from_arrays(coords, pa.array(frac.ravel())),
         "lattice": pa.FixedSizeListArray.from_arrays(pa.array(flat.lattice.ravel()), 9),
     }

@@ -29,7 +29,7 @@ def download(campaign: Campaign, out: Path) -> None:
             f"data.source {campaign.data.source}: none of {imported.examined} crystals is usable "
             f"({', '.join(f'{n} {reason}' for reason, n in reasons.most_common())}). Mend the source."
         )
-    _note_methods(imported)
+    _note_unknown_methods(imported)
     settings = stage_settings(campaign, "download")
     note = provenance("download", campaign=campaign.name, settings=settings, **about)
     note |= {"examined": imported.examined, "rejected": dict(reasons)}
@@ -57,13 +57,10 @@ def _fetch(campaign: Campaign) -> tuple[Imported, dict[str, Any]]:
     return imported, {"inputs": {data.source: path}}
 
 
-def _note_methods(imported: Imported) -> None:
-    """Log which levels of theory the energies have; those without one are called unknown, not guessed."""
+def _note_unknown_methods(imported: Imported) -> None:
+    """Log how many energies have no known level of theory: it is recorded as unknown, not guessed."""
     table = imported.table
     has_energy = pc.or_(pc.is_valid(table["formation_energy"]), pc.is_valid(table["e_above_hull"]))
-    methods = Counter(table.filter(has_energy)["energy_method"].to_pylist())
-    if methods[None]:
-        log.warning("%d energies have no known level of theory; name it in data.energy_method", methods[None])
-    if len(methods) > 1:
-        named = ", ".join(f"{method or 'unknown'} ({n})" for method, n in methods.most_common())
-        log.warning("energies of different levels of theory in one table: %s", named)
+    unknown = pc.sum(pc.and_(has_energy, pc.is_null(table["energy_method"]))).as_py()
+    if unknown:
+        log.warning("%d energies have no known level of theory; name it in data.energy_method", unknown)
