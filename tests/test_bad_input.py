@@ -326,6 +326,7 @@ HOPELESS_PARQUET: dict[str, tuple[Callable[[Path], None], str]] = {
     "symbols for numbers": (column_of("atomic_numbers", [["Li", "O"]]), r"column atomic_numbers is list<"),
     "text for a lattice": (column_of("lattice", ["cubic"]), "column lattice is string"),
     "lists for an energy": (column_of("e_above_hull", [[0.1]]), "column e_above_hull is list"),
+    "lists for ids": (column_of("material_id", [["a"]]), "column material_id is list"),
     "all rows damaged": (column_of("atomic_numbers", [[0, 8], [0]]), r"none of 2 crystals is usable \(1 .*, 1 "),
     "no labels at all": (column_of("e_above_hull", [None]), "no crystal is left to train on .* 1 no_label"),
     "missing file": (lambda path: None, "no such file"),

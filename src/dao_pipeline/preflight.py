@@ -89,7 +89,7 @@ def _data(campaign: Campaign) -> Iterator[str]:
         try:
             path = expand_path(data.path or "")
         except UserError as error:
-            yield f"{key}: {error}"
+            yield f"{key}: {_reason(error)}"
             return
     if not path.exists():
         yield f"{key}: {path} does not exist; correct the path."
@@ -100,6 +100,11 @@ def _data(campaign: Campaign) -> Iterator[str]:
         yield f"{key}: {error}"
         return
     yield from _unseen(campaign, seen, f"no crystal of {path.name} contains")
+
+
+def _reason(error: UserError) -> str:
+    """What ``expand_path`` says, without the path that is named already."""
+    return str(error).partition("': ")[2] or str(error)
 
 
 def _unseen(campaign: Campaign, seen: set[str], what: str) -> Iterator[str]:
@@ -154,7 +159,7 @@ def _pretrained(campaign: Campaign) -> Iterator[str]:
     try:
         folder = expand_path(text)
     except UserError as error:
-        yield f"generator.pretrained = {text}: {error}"
+        yield f"generator.pretrained = {text}: {_reason(error)}"
         return
     if missing := [name for name in _MODEL_FILES if not (folder / name).is_file()]:
         yield (
@@ -175,7 +180,7 @@ def _qe(campaign: Campaign) -> Iterator[str]:
             if not any(p.suffix.lower() == ".upf" for p in (folder.iterdir() if folder.is_dir() else ())):
                 yield f"qe.pseudo_dir = {qe.pseudo_dir}: no UPF files in {folder}; correct the path."
         except UserError as error:
-            yield f"qe.pseudo_dir = {qe.pseudo_dir}: {error}"
+            yield f"qe.pseudo_dir = {qe.pseudo_dir}: {_reason(error)}"
     words = shlex.split(qe.command)
     programs = [word for i, word in enumerate(words) if i == 0 or Path(word).name == "pw.x"]
     if missing := [word for word in programs if shutil.which(word) is None]:

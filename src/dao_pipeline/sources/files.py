@@ -89,7 +89,7 @@ def from_columns(
             "atomic_numbers, frac_coords and lattice; a CSV file has cif."
         )
     n = table.num_rows
-    ids = _ids(table, first_row)
+    ids = _ids(table, first_row, origin)
     lists = {name: _numbers(table[name], name, origin) for name in STRUCTURE}
     counts, coords, nine = (list_lengths(lists[name]) for name in STRUCTURE)
     numbers = list_values(lists["atomic_numbers"])
@@ -141,9 +141,9 @@ def from_columns(
     )
 
 
-def _ids(table: pa.Table, first_row: int) -> list[str]:
+def _ids(table: pa.Table, first_row: int, origin: str) -> list[str]:
     name = next((n for n in ALIASES["id"] if n in table.column_names), None)
-    given = table[name].cast(pa.string()).to_pylist() if name else [None] * table.num_rows
+    given = _text(table[name], name, origin).to_pylist() if name else [None] * table.num_rows
     return [value or f"row:{first_row + i}" for i, value in enumerate(given)]
 
 
@@ -186,7 +186,7 @@ def _facts(
         if present is None:
             columns[name] = pa.nulls(table.num_rows, wanted)
         elif pa.types.is_string(wanted):
-            columns[name] = _text(table[present])
+            columns[name] = _text(table[present], present, origin)
         else:
             columns[name] = _finite(table[present], present, origin).cast(wanted)
     columns["source"] = pc.fill_null(columns["source"], source)
@@ -196,9 +196,12 @@ def _facts(
     return columns
 
 
-def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _text(column: pa.ChunkedArray, name: str, origin: str) -> pa.ChunkedArray:
     """Strings, with empty ones as null."""
-    text = column.cast(pa.string())
+    try:
+        text = column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise UserError(f"{origin}: column {name} is {column.type}; it must hold text.") from None
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
 
