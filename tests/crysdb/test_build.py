@@ -94,7 +94,9 @@ def test_composition_of_the_given_test_is_not_trained_on(tmp_path: Path) -> None
 
 
 def test_unknown_split_is_rejected(tmp_path: Path) -> None:
-    assert reasons(build(tmp_path, with_splits(r5="holdout"))) == {"t-5": "unknown_split"}
+    copy = replace(binary(5), id="copy")
+    tables = build(tmp_path, [*with_splits(r5="holdout"), copy])
+    assert reasons(tables) == {"t-5": "unknown_split"}  # and so its copy is no duplicate of anything
 
 
 def test_cells_are_niggli_cells_in_pymatgens_orientation(tmp_path: Path) -> None:

@@ -105,34 +105,24 @@ def _clean(table: pa.Table, campaign: Campaign, excluded: set[str], ledger: Ledg
     drop()
     repeated_ids(rows, ledger)  # only now, so that an unusable row does not stand in the way of a usable one
     drop()
-    names = np.array(formulas(flat), dtype=object)
-    hit = rows[np.isin(names, list(excluded))] if excluded else rows[:0]
+    names = np.full(table.num_rows, "", dtype=object)
+    names[rows] = formulas(flat)
+    hit = rows[np.isin(names[rows], list(excluded))] if excluded else []
     ledger.reject(hit, "excluded", "its composition is in a table of crysdb.exclude")
-    names = names[ledger.alive[rows]]
+    given = given_split(table) if limits.use_given_split else np.full(table.num_rows, "", dtype=object)
+    odd = rows[~np.isin(given[rows], ["", *SPLITS])]
+    ledger.reject(odd, "unknown_split", lambda k: f"split {given[odd[k]]!r} is not train, val or test")
     drop()
-    given = given_split(table)[rows] if limits.use_given_split else np.full(len(rows), "", dtype=object)
-    odd = np.flatnonzero(~np.isin(given, ["", *SPLITS]))
-    ledger.reject(rows[odd], "unknown_split", lambda k: f"split {given[odd[k]]!r} is not train, val or test")
-
-    copies = duplicates(flat, names.tolist(), _preference(table.take(pa.array(rows)), given))
+    copies = duplicates(flat, names[rows].tolist(), _preference(table.take(pa.array(rows)), given[rows]))
     copy = list(copies)
     ledger.reject(rows[copy], "duplicate", lambda k: f"same crystal as {ledger.ids[rows[copies[copy[k]]]]}")
     same_as = {ledger.ids[rows[i]]: ledger.ids[rows[j]] for i, j in copies.items()}
-    keep = ledger.alive[rows]
-    names, given = names[keep], given[keep]
     drop()
-    split = assign(
-        names.tolist(),
-        given,
-        seed=campaign.seed,
-        val_fraction=limits.val_fraction,
-        test_fraction=limits.test_fraction,
-    )
-    leaking = rows[split == ""]
-    ledger.reject(leaking, "composition_in_test", "the given test split has this composition")
-    names, split = names[split != ""], split[split != ""]
+    fractions = {"val_fraction": limits.val_fraction, "test_fraction": limits.test_fraction}
+    split = assign(names[rows].tolist(), given[rows], seed=campaign.seed, **fractions)
+    ledger.reject(rows[split == ""], "composition_in_test", "the given test split has this composition")
     drop()
-    return _rebuild(table.take(pa.array(rows)), flat, names.tolist(), split.tolist(), same_as)
+    return _rebuild(table.take(pa.array(rows)), flat, names[rows].tolist(), split[split != ""].tolist(), same_as)
 
 
 def _preference(table: pa.Table, given: np.ndarray) -> np.ndarray:
