@@ -107,7 +107,7 @@ def _clean(table: pa.Table, campaign: Campaign, excluded: set[str], ledger: Ledg
     drop()
     names = np.full(table.num_rows, "", dtype=object)
     names[rows] = formulas(flat)
-    hit = rows[np.isin(names[rows], list(excluded))] if excluded else []
+    hit = rows[np.isin(names[rows], list(excluded))] if excluded else rows[:0]
     ledger.reject(hit, "excluded", "its composition is in a table of crysdb.exclude")
     given = given_split(table) if limits.use_given_split else np.full(table.num_rows, "", dtype=object)
     odd = rows[~np.isin(given[rows], ["", *SPLITS])]
