@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
-from tests.workflow.support import TINY, run_snakemake, write_crystals
+from tests.workflow.support import REPOSITORY, TINY, Finished, run_snakemake, write_crystals
 
 
 @pytest.fixture(scope="session")
@@ -22,14 +24,44 @@ def crystals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory, crystals: Path) -> Path:
     """The tiny campaign's file."""
     path = tmp_path_factory.mktemp("campaign") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY | {"data": TINY["data"] | {"path": str(crystals)}}))
+    write_campaign(path, crystals)
     return path
 
 
+def write_campaign(path: Path, crystals: Path) -> None:
+    path.write_text(yaml.safe_dump(TINY | {"data": TINY["data"] | {"path": str(crystals)}}))
+
+
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
-    """A working directory in which the tiny campaign has run to its end. Tests only ask what would run."""
-    folder = tmp_path_factory.mktemp("finished")
-    run = run_snakemake("--configfile", tiny, cwd=folder)
-    assert run.code == 0, run.output
-    return folder
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Finished:
+    """The tiny campaign, run to its end once for all test processes. Not to be changed: tests ask what would run.
+
+    It runs a copy of the package, which a developer's next edit does not touch.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "tiny-campaign"
+    done = Finished(folder, folder / "tiny.yaml", folder / "src")
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            copy_package(REPOSITORY / "src", done.source)
+            write_crystals(folder / "crystals.parquet")
+            write_campaign(done.campaign, folder / "crystals.parquet")
+            run = run_snakemake("--configfile", done.campaign, cwd=folder, PYTHONPATH=str(done.source))
+            (folder / "code").write_text(str(run.code))
+            (folder / "output").write_text(run.output)
+    assert (folder / "code").read_text() == "0", (folder / "output").read_text()
+    return done
+
+
+def copy_package(source: Path, target: Path) -> None:
+    shutil.copytree(
+        source / "dao_pipeline", target / "dao_pipeline", ignore=shutil.ignore_patterns("__pycache__", "*.tmp")
+    )
+
+
+@pytest.fixture
+def edited(finished: Finished, tmp_path: Path) -> Path:
+    """A copy of the package to edit."""
+    copy_package(finished.source, tmp_path / "src")
+    return tmp_path / "src"

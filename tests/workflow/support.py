@@ -54,7 +54,7 @@ NEXT: dict[str, tuple[str, ...]] = {
     "pretrain_generator_stage1": ("pretrain_generator_stage2",),
     "pretrain_generator_stage2": ("finetune_generator",),
     "finetune_generator": ("generate_candidates",),
-    "plan_candidates": ("screen_candidates",),
+    "plan_candidates": ("generate_candidates", "screen_candidates"),
     "generate_candidates": ("screen_candidates",),
     "screen_candidates": ("evaluate", "validate_qe"),
     "evaluate": (),
@@ -85,6 +85,20 @@ def before(stage: str) -> set[str]:
 
 
 @dataclass(frozen=True)
+class Finished:
+    """A campaign that has run to its end."""
+
+    folder: Path
+    campaign: Path
+    source: Path
+
+    def dry_run(self, *arguments: object, source: Path | None = None) -> Run:
+        """What would run now, with the code that it ran with or another."""
+        options = (*arguments, "--configfile", self.campaign)
+        return dry_run(*options, cwd=self.folder, PYTHONPATH=str(source or self.source))
+
+
+@dataclass(frozen=True)
 class Run:
     """A finished Snakemake process."""
 
@@ -107,7 +121,7 @@ class Run:
     @property
     def stages(self) -> set[str]:
         """Stages that ran or would run."""
-        return set(self.jobs) - {"all", "resolve_config"}
+        return set(self.jobs) - {"all", "plan_shard"}
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -16,9 +16,7 @@ from dao_pipeline.stage_code import stage_code_hash, stage_modules
 from dao_pipeline.workflow_support import (
     STAGES,
     load_campaigns,
-    parse_overrides,
     planned_shard,
-    read_campaign,
     stage_files,
 )
 
@@ -33,17 +31,16 @@ def write(path: Path, **values: object) -> Path:
 
 def test_without_anything_the_default_is_read(tmp_path: Path) -> None:
     default = write(tmp_path / "demo.yaml", seed=7)
-    assert load_campaigns({}, default=default)["demo"].campaign.seed == 7
+    assert load_campaigns({}, default=default)[str(default)].seed == 7
 
 
 def test_configfiles_are_one_campaign_and_options_win(tmp_path: Path) -> None:
     first = write(tmp_path / "a.yaml", seed=1, generate={"samples": 3, "steps": 50})
     second = write(tmp_path / "b.yaml", generate={"samples": 4})
-    campaigns = load_campaigns({"generate": {"samples": "5"}}, [first, second])
-    assert list(campaigns) == ["b"]
-    campaign = campaigns["b"].campaign
+    [(origin, campaign)] = load_campaigns({"generate": {"samples": "5"}}, [first, second]).items()
+    assert origin == f"{first} + {second}"
+    assert campaign.name == "b"
     assert (campaign.seed, campaign.generate.samples, campaign.generate.steps) == (1, 5, 50)
-    assert campaigns["b"].files == (first, second)
 
 
 @pytest.mark.parametrize("several", [True, False])
@@ -51,28 +48,15 @@ def test_campaigns_are_listed_or_given_as_one(tmp_path: Path, several: bool) -> 
     a, b = write(tmp_path / "a.yaml"), write(tmp_path / "b.yaml", seed=3)
     listed = [str(a), str(b)] if several else str(b)
     campaigns = load_campaigns({"campaigns": listed, "relax": {"jobs": 9}})
-    assert list(campaigns) == (["a", "b"] if several else ["b"])
-    assert all(request.campaign.relax.jobs == 9 for request in campaigns.values())
-    assert campaigns["b"].campaign.seed == 3
+    assert list(campaigns) == ([str(a), str(b)] if several else [str(b)])
+    assert all(campaign.relax.jobs == 9 for campaign in campaigns.values())
+    assert campaigns[str(b)].seed == 3
 
 
 def test_null_can_be_given_on_the_command_line(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", generate={"compositions": [{"formula": "NaCl"}]})
-    campaign = load_campaigns({"generate": {"compositions": "null"}}, [path])["a"].campaign
+    [campaign] = load_campaigns({"generate": {"compositions": "null"}}, [path]).values()
     assert campaign.generate.compositions is None
-
-
-def test_the_resolved_campaign_is_the_checked_one(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.yaml", seed=5)
-    overrides = {"generate": {"samples": "6", "compositions": None}}
-    assert read_campaign([path], overrides) == load_campaigns(overrides, [path])["a"].campaign
-    assert parse_overrides('{"generate": {"samples": "6", "compositions": null}}') == overrides
-
-
-@pytest.mark.parametrize("text", ["[1", "word", "[a, b]"])
-def test_overrides_must_be_keys_and_values(text: str) -> None:
-    with pytest.raises(UserError, match="overrides"):
-        parse_overrides(text)
 
 
 @pytest.mark.parametrize("listed", [[], {"a": "b"}, 3, [["x.yaml"]]])
@@ -89,10 +73,10 @@ def test_errors_name_file_key_and_option(tmp_path: Path) -> None:
         load_campaigns({"generate": {"sample": "5"}}, [path])
 
 
-def test_two_campaigns_of_one_name_are_refused(tmp_path: Path) -> None:
-    paths = [write(tmp_path / "a.yaml"), write(tmp_path / "b.yaml")]
-    with pytest.raises(UserError, match="same name"):
-        load_campaigns({"campaigns": [str(path) for path in paths], "name": "both"})
+def test_problems_of_all_campaigns_are_named_at_once(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a.yaml", seed=-1), write(tmp_path / "b.yaml", relax={"job": 1})]
+    with pytest.raises(UserError, match=r"(?s)a.yaml: seed = -1.*b.yaml: relax.job: unknown key"):
+        load_campaigns({"campaigns": [str(path) for path in paths]})
 
 
 # Files and shards
