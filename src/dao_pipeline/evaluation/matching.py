@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from pymatgen.core import Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 
 from dao_pipeline.config import Matcher
 from dao_pipeline.crystals.convert import to_structure
 from dao_pipeline.crystals.crystal import Crystal
+from dao_pipeline.crystals.geometry import cell_heights, compact
+
+_THIN = 0.5
+_TOO_THIN = 0.01
+"""Angstrom. pymatgen needs minutes to reduce very skewed cells (so those that seem thin get another basis
+first), and more to compare truly flat ones."""
+
+
+def comparable(crystal: Crystal) -> Structure:
+    """The crystal for pymatgen, in a basis that is not skewed beyond measure.
+
+    Raises ValueError for cells without thickness, which are no crystals.
+    """
+    if cell_heights(crystal.lattice[None]).min() < _THIN:
+        basis = compact(crystal.lattice[None])[0]
+        if not np.linalg.norm(basis, axis=1).min() > _TOO_THIN:
+            raise ValueError("the cell is flat")
+        coords = crystal.frac_coords @ crystal.lattice @ np.linalg.inv(basis)
+        crystal = replace(crystal, lattice=basis, frac_coords=coords)
+    return to_structure(crystal)
 
 
 def structure_matcher(settings: Matcher) -> StructureMatcher:
@@ -33,7 +54,7 @@ class Match:
 def match(predicted: Crystal, known: Crystal, matcher: StructureMatcher) -> Match:
     """Compare a predicted with a known crystal as the published match rates do (``get_rms_dist``)."""
     try:
-        found = matcher.get_rms_dist(to_structure(predicted), to_structure(known))
+        found = matcher.get_rms_dist(comparable(predicted), comparable(known))
     except Exception as error:
         # whatever a degenerate cell provokes in pymatgen, numpy or scipy: the pair is counted, as no match
         return Match(None, f"{type(error).__name__}: {error}"[:200])
@@ -58,7 +79,7 @@ class Sameness:
     def reduce(self, crystal: Crystal) -> Structure | None:
         """Primitive cell, reduced as the matcher would; None where that fails: such a crystal matches nothing."""
         try:
-            return to_structure(crystal).get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
+            return comparable(crystal).get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
         except Exception:  # as in match
             return None
 
