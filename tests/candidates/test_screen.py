@@ -209,7 +209,7 @@ def test_metadata_names_settings_and_inputs(campaign: Campaign, folder: Path, en
 
 def test_a_real_model_ranks(campaign: Campaign, folder: Path) -> None:
     backbone = Backbone(preset="tiny", layers=1, width=16, heads=2, frequencies=4)
-    about = About(kind="dao_p", backbone=backbone.model_dump(), process=Process().model_dump())
+    about = About(kind="dao_p", backbone=backbone.model_dump(), process=Process(timesteps=10).model_dump())
     save_model(DaoModel(about, np.full(101, 20.0)), folder / "model")
     rows = run(campaign, folder)
     ranked = sorted((r["rank"], r["energy_pred"]) for r in rows.values() if r["rank"] and r["id"] < "cand:1")

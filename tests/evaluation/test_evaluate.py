@@ -49,7 +49,7 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     backbone = Backbone(preset="tiny", layers=1, width=16, heads=2, frequencies=4)
-    about = About(kind="dao_p", backbone=backbone.model_dump(), process=Process().model_dump())
+    about = About(kind="dao_p", backbone=backbone.model_dump(), process=Process(timesteps=10).model_dump())
     save_model(DaoModel(about, np.full(101, 20.0)), folder)
     return folder
 
