@@ -145,10 +145,16 @@ class Backbone(Section):
         True, description="attention also sees minimum-image distances (paper: false; needs edge_norm: separate)"
     )
 
+    noise_aware: bool = Field(
+        True,
+        description="the model knows how much noise t stands for: frequencies that drown in it are damped, and "
+        "lattice noise is predicted as a velocity (paper: false; needs edge_norm: separate)",
+    )
+
     @model_validator(mode="after")
-    def _published_has_no_distances(self) -> Backbone:
-        if self.distances and self.edge_norm == "joint":
-            raise ValueError("edge_norm joint, the published form, sees no distances: set distances: false")
+    def _published_form(self) -> Backbone:
+        if self.edge_norm == "joint" and (self.distances or self.noise_aware):
+            raise ValueError("edge_norm joint is the published form: set distances and noise_aware to false")
         return self
 
 

@@ -7,15 +7,18 @@ import torch
 from torch import Tensor
 
 from dao_pipeline.model.attention import LARGEST_DISTANCE, RADIAL, radial_features
-from dao_pipeline.model.crysformer import Crysformer
+from dao_pipeline.model.crysformer import Crysformer, Noise, orthogonal_factor
 from dao_pipeline.model.layout import Layout
 from tests.model import reference
 
 
-def make_model(joint: bool, seed: int = 0, distances: bool = False, **sizes: int) -> Crysformer:
+def make_model(
+    joint: bool, seed: int = 0, distances: bool = False, aware: bool = False, **sizes: int
+) -> Crysformer:
     torch.manual_seed(seed)
+    noise = Noise(torch.linspace(0, 0.5, 1001), torch.linspace(1, 1e-6, 1001)) if aware else None
     shape = {"layers": 2, "width": 32, "heads": 4, "frequencies": 8} | sizes
-    model = Crysformer(**shape, joint=joint, distances=distances, energy_head=True).double()
+    model = Crysformer(**shape, joint=joint, distances=distances, noise=noise, energy_head=True).double()
     for parameter in model.parameters():  # norms and biases away from their trivial start
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model
@@ -64,15 +67,15 @@ def test_single_precision_agrees_with_double(joint: bool) -> None:
 
 
 MODES = pytest.mark.parametrize(
-    ("joint", "distances"),
-    [(True, False), (False, False), (False, True)],
-    ids=["joint", "separate", "separate with distances"],
+    ("joint", "distances", "aware"),
+    [(True, False, False), (False, False, False), (False, True, False), (False, True, True)],
+    ids=["joint", "separate", "with distances", "noise-aware"],
 )
 
 
 @MODES
-def test_symmetries(joint: bool, distances: bool) -> None:
-    model = make_model(joint, distances=distances)
+def test_symmetries(joint: bool, distances: bool, aware: bool) -> None:
+    model = make_model(joint, distances=distances, aware=aware)
     numbers, coords, lattice, ptr, t = random_batch([3, 6, 2, 6])
     layout = Layout.from_ptr(ptr)
     with torch.no_grad():
@@ -100,8 +103,8 @@ def test_symmetries(joint: bool, distances: bool) -> None:
 
 
 @MODES
-def test_result_does_not_depend_on_the_batch(joint: bool, distances: bool) -> None:
-    model = make_model(joint, distances=distances)
+def test_result_does_not_depend_on_the_batch(joint: bool, distances: bool, aware: bool) -> None:
+    model = make_model(joint, distances=distances, aware=aware)
     numbers, coords, lattice, ptr, t = random_batch([7, 2, 4, 2, 1])
     with torch.no_grad():
         together = model(numbers, coords, lattice, ptr, t)
@@ -114,8 +117,8 @@ def test_result_does_not_depend_on_the_batch(joint: bool, distances: bool) -> No
 
 
 @MODES
-def test_energy_gradient_agrees_with_finite_differences(joint: bool, distances: bool) -> None:
-    model = make_model(joint, distances=distances)
+def test_energy_gradient_agrees_with_finite_differences(joint: bool, distances: bool, aware: bool) -> None:
+    model = make_model(joint, distances=distances, aware=aware)
     numbers, coords, lattice, ptr, t = random_batch([3, 2])
 
     def energy(f: Tensor, cell: Tensor) -> Tensor:
@@ -139,6 +142,13 @@ def test_distances_are_those_of_the_nearest_image() -> None:
     expected = torch.exp(-(((exact[..., None] - centres) * (RADIAL - 1) / LARGEST_DISTANCE) ** 2))
     off = ~torch.eye(5, dtype=torch.bool)
     torch.testing.assert_close(found[off], expected[off], rtol=0, atol=1e-4)
+
+
+def test_orthogonal_factor() -> None:
+    g = torch.Generator().manual_seed(0)
+    cells = torch.eye(3, dtype=torch.float64) + 0.2 * torch.randn(20, 3, 3, generator=g, dtype=torch.float64)
+    u, _, vt = torch.linalg.svd(cells)
+    torch.testing.assert_close(orthogonal_factor(cells, iterations=30), u @ vt, rtol=0, atol=1e-8)
 
 
 def test_parameter_counts_of_the_paper() -> None:

@@ -68,13 +68,22 @@ class EdgeFeatures:
         frequencies: int,
         joint: bool,
         distances: bool,
+        sigma: Tensor | None = None,
     ) -> EdgeFeatures:
-        """From sorted coordinates (N, 3) and lattices (B, 3, 3)."""
+        """From sorted coordinates (N, 3) and lattices (B, 3, 3).
+
+        sigma: (B,), noise of the coordinates, if frequencies that drown in it are to be damped: a difference
+        of two noisy coordinates keeps exp(-(2 pi k sigma)^2) of the amplitude of its k-th harmonic.
+        """
         # separate mode starts at k = 1: k = 0 is a constant; published code has it
         k = torch.arange(frequencies, device=frac_coords.device, dtype=frac_coords.dtype) + (0 if joint else 1)
         angles = (2 * math.pi) * (frac_coords[:, :, None] * k).flatten(1)
         sin, cos = angles.sin(), angles.cos()
-        phases = layout.blocks(torch.cat([sin, cos], dim=-1))
+        psi = torch.cat([sin, cos], dim=-1)
+        if sigma is not None:
+            damping = torch.exp(-((2 * math.pi * k * sigma[:, None]).square())).repeat(1, 6)  # (B, 6 F)
+            psi = psi * layout.expand(damping)
+        phases = layout.blocks(psi)
         metric = lattice @ lattice.transpose(1, 2)
         gram = metric.flatten(1)
         if not joint:
@@ -85,8 +94,8 @@ class EdgeFeatures:
         # sum over the sines and cosines of the differences: a rotated vector of ones times psi_j
         ones = torch.cat([cos + sin, cos - sin], dim=-1)
         means, rstds = [], []
-        for block, psi, g in zip(layout.blocks(ones), phases, layout.crystal_blocks(gram), strict=True):
-            mean = (block @ psi.transpose(1, 2) + g.sum(-1)[:, None, None]) / width
+        for block, phase, g in zip(layout.blocks(ones), phases, layout.crystal_blocks(gram), strict=True):
+            mean = (block @ phase.transpose(1, 2) + g.sum(-1)[:, None, None]) / width
             square = (g.square().sum(-1) + 3 * frequencies) / width  # sin^2 + cos^2 = 1
             means.append(mean)
             rstds.append(torch.rsqrt(square[:, None, None] - mean.square() + NORM_EPS))

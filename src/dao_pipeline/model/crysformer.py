@@ -21,6 +21,13 @@ from dao_pipeline.model.layout import Layout
 TIME_WIDTH = 256
 
 
+class Noise(NamedTuple):
+    """Tables over t = 0 .. T: sigma of the fractional coordinates, alpha_bar of the lattice."""
+
+    sigma: Tensor
+    alpha_bar: Tensor
+
+
 class Output(NamedTuple):
     """What the heads say about a noisy batch.
 
@@ -40,6 +47,18 @@ def time_embedding(t: Tensor, width: int = TIME_WIDTH) -> Tensor:
     rates = torch.exp(torch.arange(half, device=t.device, dtype=torch.float64) * (-math.log(10_000) / (half - 1)))
     angles = t.to(torch.float64)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def orthogonal_factor(lattice: Tensor, iterations: int = 8) -> Tensor:
+    """About the orthogonal matrix nearest to each lattice, (B, 3, 3); smooth, and turns with the lattice.
+
+    Newton-Schulz iterations, which need no eigenvectors and so have gradients at cubic cells too. Nearly flat
+    cells do not converge in so few; what they get is still a smooth frame that turns with them.
+    """
+    frame = lattice / (lattice.square().sum((1, 2), keepdim=True) + 1e-12).sqrt()
+    for _ in range(iterations):
+        frame = 1.5 * frame - 0.5 * frame @ frame.transpose(1, 2) @ frame
+    return frame
 
 
 class GatedResidual(nn.Module):
@@ -79,6 +98,8 @@ class Crysformer(nn.Module):
 
     ``joint``: one LayerNorm over lattice and Fourier features, as published; otherwise both enter apart.
     ``distances``: minimum-image distances enter too (not published; only without ``joint``).
+    ``noise``: tables of the noise levels, if the model is to know how much noise t stands for (not published):
+    frequencies that drown in it are damped, and the lattice head predicts a velocity in the lattice's own frame.
     ``energy_head``: DAO-P has one, DAO-G has none.
     """
 
@@ -91,16 +112,21 @@ class Crysformer(nn.Module):
         frequencies: int,
         joint: bool = False,
         distances: bool = False,
+        noise: Noise | None = None,
         energy_head: bool = False,
     ) -> None:
         super().__init__()
+        if noise is not None:
+            self.register_buffer("sigma", noise.sigma.float(), persistent=False)
+            self.register_buffer("alpha_bar", noise.alpha_bar.float(), persistent=False)
+        self.noise_aware = noise is not None
         self.frequencies, self.joint, self.distances = frequencies, joint, distances
         self.register_buffer("descriptors", element_descriptors())
         self.element = nn.Linear(NUM_DESCRIPTORS, width)
         self.node = nn.Linear(width + TIME_WIDTH, width)
         self.blocks = nn.ModuleList(Block(width, heads, frequencies, joint, distances) for _ in range(layers))
         self.coords_head = nn.Linear(width, 3, bias=False)
-        self.lattice_head = nn.Linear(width, 9, bias=False)
+        self.lattice_head = nn.Linear(width, 9 if noise is None else 18, bias=False)
         self.energy_head = (
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)) if energy_head else None
         )
@@ -124,11 +150,26 @@ class Crysformer(nn.Module):
         lattice_sorted = layout.sort_crystals(lattice)
         h = self.features(atomic_numbers, frac_coords, lattice, layout, t)
         pooled = layout.mean(h)
-        noise = self.lattice_head(pooled).view(-1, 3, 3) @ lattice_sorted
+        noise = self._lattice_noise(self.lattice_head(pooled), lattice_sorted, layout.sort_crystals(t))
         energy = None
         if self.energy_head is not None:
             energy = layout.unsort_crystals(self.energy_head(pooled)[:, 0])
         return Output(layout.unsort_atoms(self.coords_head(h)), layout.unsort_crystals(noise), energy)
+
+    def _lattice_noise(self, head: Tensor, lattice: Tensor, t: Tensor) -> Tensor:
+        """Noise in the lattice, (B, 3, 3), from the head's numbers; turns with the lattice.
+
+        Published: K L_t with a predicted matrix K (paper 1.6). With ``noise``: v = K L_t + K' U, where U is the
+        orthogonal factor of L_t, is the velocity sqrt(abar) eps - sqrt(1 - abar) L_0, and
+        eps = sqrt(1 - abar) L_t + sqrt(abar) v. The clean lattice is then a combination of L_t and v with
+        bounded weights, where K alone would have to learn gains of up to 1 / sqrt(abar_T) ~ 10^5.
+        """
+        if not self.noise_aware:
+            return head.view(-1, 3, 3) @ lattice
+        matrices = head.view(-1, 2, 3, 3)
+        velocity = matrices[:, 0] @ lattice + matrices[:, 1] @ orthogonal_factor(lattice)
+        alpha_bar = self.alpha_bar.to(lattice.dtype)[t][:, None, None]
+        return (1 - alpha_bar).sqrt() * lattice + alpha_bar.sqrt() * velocity
 
     def energy(
         self, atomic_numbers: Tensor, frac_coords: Tensor, lattice: Tensor, t: Tensor, layout: Layout
@@ -151,6 +192,7 @@ class Crysformer(nn.Module):
             frequencies=self.frequencies,
             joint=self.joint,
             distances=self.distances,
+            sigma=self.sigma.to(dtype)[layout.sort_crystals(t)] if self.noise_aware else None,
         )
         width = self.element.out_features
         # Linear([element ; time]) splits by columns: time is projected once per crystal, not per atom

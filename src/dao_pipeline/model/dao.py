@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dao_pipeline.config import Backbone, Process
 from dao_pipeline.crystals.table import file_hash, replacing, write_text
 from dao_pipeline.errors import UserError
-from dao_pipeline.model.crysformer import Crysformer, Output
+from dao_pipeline.model.crysformer import Crysformer, Noise, Output
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.process.schedule import Schedule
 
@@ -68,13 +68,15 @@ class DaoModel(nn.Module):
         super().__init__()
         self.about = about
         backbone, self.process = Backbone(**about.backbone), Process(**about.process)
+        schedule = Schedule(self.process)
         self.crysformer = Crysformer(
             **backbone_sizes(backbone),
             joint=backbone.edge_norm == "joint",
             distances=backbone.distances,
+            noise=Noise(schedule.sigma, schedule.alpha_bar) if backbone.noise_aware else None,
             energy_head=about.kind == "dao_p",
         )
-        self.schedule = Schedule(self.process)
+        self.schedule = schedule
         self.register_buffer("element_volumes", torch.as_tensor(element_volumes, dtype=torch.float32).clone())
 
     def edge(self, atomic_numbers: Tensor, layout: Layout) -> Tensor:
