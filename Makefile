@@ -27,7 +27,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	ruff check .
 	ruff format --check .
-	mypy
+	mypy src $(wildcard benchmarks/*.py)
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 

@@ -22,7 +22,6 @@ LOGS = (
     "relax_dataset-001",
     "finetune_generator",
     "generate_candidates-0001",
-    "screen_candidates",
 )
 """Stages, by name of their log, during which the machine dies."""
 
