@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,17 @@ def relaxed(rows: dict[str, Crystal]) -> list[Crystal]:
 @pytest.fixture(scope="module")
 def about() -> dict[str, object]:
     return read_about(EMBEDDED_PATH)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Cells this small gain nothing from threads, and lose much when the tests share the cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def shortest(crystal: Crystal) -> float:
@@ -54,7 +66,7 @@ def test_size_of_the_set(rows: dict[str, Crystal], relaxed: list[Crystal]) -> No
 def test_geometry_is_sane(rows: dict[str, Crystal]) -> None:
     for crystal in rows.values():
         assert ((crystal.frac_coords >= 0) & (crystal.frac_coords < 1)).all(), crystal.id
-        assert 0.6 < shortest(crystal) < 5.0, crystal.id
+        assert 0.6 < shortest(crystal) < 5.5, crystal.id
         assert 2.0 < crystal.volume / crystal.num_atoms < 150.0, crystal.id
         assert 1 <= crystal.extra["spacegroup"] <= 230
 
@@ -128,6 +140,7 @@ def test_metadata_says_where_it_comes_from(about: dict[str, object], relaxed: li
     assert "/tmp" not in text
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", ["relaxed", "unstable"])
 def test_energies_can_be_computed_again(rows: dict[str, Crystal], about: dict[str, object], kind: str) -> None:
     pytest.importorskip("chgnet")
@@ -141,6 +154,7 @@ def test_energies_can_be_computed_again(rows: dict[str, Crystal], about: dict[st
         assert formation == pytest.approx(crystal.extra["formation_energy"], abs=2e-3), crystal.id
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_relaxer_agrees_with_chgnets_own() -> None:
     pytest.importorskip("chgnet")
     from chgnet.model import StructOptimizer
@@ -148,13 +162,13 @@ def test_relaxer_agrees_with_chgnets_own() -> None:
 
     from dao_pipeline.sources.chgnet_labels import Labeller
 
-    rutile = Structure.from_spacegroup(
-        "P4_2/mnm", Lattice.tetragonal(4.8, 3.2), ["Sn", "O"], [[0, 0, 0], [0.28, 0.28, 0]]
-    )
+    fluorite = Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(5.2), ["Zr", "O"], [[0, 0, 0], [0.25, 0.25, 0.25]]
+    ).get_primitive_structure()
     nickel_arsenide = Structure.from_spacegroup(
         "P6_3/mmc", Lattice.hexagonal(3.7, 4.9), ["Ni", "As"], [[0, 0, 0], [1 / 3, 2 / 3, 0.25]]
     )
-    structures = [rutile, nickel_arsenide]
+    structures = [fluorite, nickel_arsenide]
     crystals = [
         Crystal(
             id=str(i),
@@ -166,7 +180,9 @@ def test_relaxer_agrees_with_chgnets_own() -> None:
     ]
     found = {r.crystal.id: r for r in Labeller().relax(crystals)}
     for i, structure in enumerate(structures):
-        own = StructOptimizer(use_device="cpu").relax(structure, fmax=0.02, steps=200, verbose=False)
+        own = StructOptimizer(optimizer_class="BFGS", use_device="cpu").relax(
+            structure, fmax=0.03, steps=100, verbose=False
+        )
         energy = own["trajectory"].energies[-1] / len(structure)
         mine = found[str(i)]
         assert mine.reason == ""
@@ -175,6 +191,7 @@ def test_relaxer_agrees_with_chgnets_own() -> None:
         assert mine.crystal.volume == pytest.approx(own["final_structure"].volume, rel=0.03)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_build_runs_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("chgnet")
     from dao_pipeline.sources import embedded_build

@@ -36,8 +36,8 @@ class RelaxSettings:
     """Largest strain component of one step."""
     distance_min: float = 0.7
     """Closer atoms mean that the crystal collapsed."""
-    volume_factor: float = 2.5
-    """Largest factor by which the volume may grow or shrink."""
+    volume_factor: float = 5.0
+    """Largest factor by which the volume may grow or shrink: guessed starts of soft metals are far too dense."""
     batch_atoms: int = 40
     """Atoms per forward pass: larger batches fall out of the CPU's cache and are slower per atom."""
 

@@ -42,7 +42,7 @@ def load() -> pa.Table:
 
 
 def build(out: Path, *, workers: int = 1, work: Path, limit: int | None = None) -> None:
-    """Make the table with CHGNet: some 20 minutes on one core. Needs pymatgen, ASE, moyopy and chgnet.
+    """Make the table with CHGNet: some 10 minutes on one core. Needs pymatgen, ASE, moyopy and chgnet.
 
     out: Parquet file to write.
     workers: processes, each with one thread.

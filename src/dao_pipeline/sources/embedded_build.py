@@ -29,13 +29,14 @@ logger = logging.getLogger(__name__)
 SETTINGS: dict[str, Any] = {
     "relaxation": asdict(RelaxSettings()),
     "seed": 1,
-    "fillings_per_type": 24,
+    "fillings_per_type": 13,
     "symprec": 0.01,  # angstrom
     "hull_max": 1.0,  # eV/atom above the hull, for relaxed and unstable rows
     "contact_min": 0.6,  # smallest distance as a fraction of the sum of covalent radii
     "perturb": {
         "strain": 0.04,  # largest component of a random strain
         "move": 0.08,  # angstrom, standard deviation of each coordinate
+        "strength": [0.5, 2.0],  # range of a factor, drawn per crystal, on both
         "drop": [0.02, 0.8],  # eV/atom; a start outside this range above its end is replaced
     },
     "grid": 18,  # coordinates are multiples of 2**-grid, which zstd packs well
@@ -64,8 +65,9 @@ def _key(crystal: Crystal) -> str:
 
 def perturbed(crystal: Crystal, rng: np.random.Generator) -> Crystal:
     """The crystal after a random strain of a few percent and random displacements of about 0.1 angstrom."""
-    strain = rng.uniform(-1, 1, (3, 3)) * SETTINGS["perturb"]["strain"]
-    moves = rng.normal(0.0, SETTINGS["perturb"]["move"], (crystal.num_atoms, 3))
+    strength = rng.uniform(*SETTINGS["perturb"]["strength"])
+    strain = rng.uniform(-1, 1, (3, 3)) * SETTINGS["perturb"]["strain"] * strength
+    moves = rng.normal(0.0, SETTINGS["perturb"]["move"] * strength, (crystal.num_atoms, 3))
     lattice = crystal.lattice @ (np.eye(3) + 0.5 * (strain + strain.T))
     frac = wrap(crystal.frac_coords + moves @ np.linalg.inv(lattice))
     return replace(crystal, frac_coords=frac, lattice=lattice)
@@ -183,7 +185,10 @@ def contact(crystal: Crystal) -> float:
 
 
 def _deduplicated(crystals: Iterable[Crystal], prefer: Sequence[str]) -> list[Crystal]:
-    """One of each group of matching crystals: a target, or the lowest in energy (first of equals)."""
+    """One of each group of matching crystals: a target, or the lowest in energy.
+
+    Where energies agree within 10 meV/atom, what convergence leaves, library crystals go before substitutions.
+    """
     from pymatgen.analysis.structure_matcher import StructureMatcher
     from pymatgen.core import Structure
 
@@ -192,7 +197,8 @@ def _deduplicated(crystals: Iterable[Crystal], prefer: Sequence[str]) -> list[Cr
         groups[crystal.formula].append(crystal)
     matcher, kept = StructureMatcher(), []
     for group in groups.values():
-        group.sort(key=lambda c: (c.id not in prefer, round(c.extra["formation_energy"], 4)))
+        made = {c.id: c.source.endswith("substitution") for c in group}
+        group.sort(key=lambda c: (c.id not in prefer, round(c.extra["formation_energy"], 2), made[c.id]))
         seen: list[Any] = []
         for crystal in group:
             structure = Structure(crystal.lattice, crystal.atomic_numbers, crystal.frac_coords)
@@ -254,11 +260,16 @@ def _with(crystal: Crystal, record: dict[str, Any], **extra: Any) -> Crystal:
     )
 
 
+def _above(energy: float, hull: float) -> float:
+    """Distance above the hull, eV/atom, without the rounding errors of crystals on it."""
+    return max(0.0, round(energy - hull, 9))
+
+
 def _referenced(crystal: Crystal, reference: dict[int, float], hull: float | None = None) -> Crystal:
     """The crystal with its total energy (eV/atom) turned into a formation energy and, with a hull, E_hull."""
     zero = float(np.mean([reference[int(z)] for z in crystal.atomic_numbers]))
     energy = crystal.extra["formation_energy"] - zero
-    extra = {} if hull is None else {"e_above_hull": max(0.0, energy - hull)}
+    extra = {} if hull is None else {"e_above_hull": _above(energy, hull)}
     return replace(crystal, extra=crystal.extra | {"formation_energy": energy} | extra)
 
 
@@ -276,15 +287,15 @@ def _relaxed_rows(
             dropped["relaxed: atoms too close"] += 1
             continue
         rows.append(crystal)
+    unique = _deduplicated(rows, targets)
+    dropped["relaxed: duplicate"] += len(rows) - len(unique)
     reference: dict[int, float] = {}
-    for crystal in rows:
+    for crystal in unique:
         if len(set(crystal.atomic_numbers)) == 1:
             z, energy = int(crystal.atomic_numbers[0]), crystal.extra["formation_energy"]
             reference[z] = min(energy, reference.get(z, energy))
-    known = [c for c in rows if set(c.atomic_numbers.tolist()) <= set(reference)]
-    dropped["relaxed: no elemental reference"] += len(rows) - len(known)
-    rows = _deduplicated((_referenced(c, reference) for c in known), targets)
-    dropped["relaxed: duplicate"] += len(known) - len(rows)
+    rows = [_referenced(c, reference) for c in unique if set(c.atomic_numbers.tolist()) <= set(reference)]
+    dropped["relaxed: no elemental reference"] += len(unique) - len(rows)
     return rows, reference, hull_energies(rows)
 
 
@@ -318,7 +329,7 @@ def build_table(out: Path, *, workers: int, work: Path, limit: int | None, targe
     rows, reference, hull = _relaxed_rows(starts, outcomes, dropped, targets)
     by_id = {start.id: (start, record) for start, record in zip(starts, outcomes, strict=True)}
     rows = [
-        replace(c, extra=c.extra | {"e_above_hull": max(0.0, c.extra["formation_energy"] - hull[c.formula])})
+        replace(c, extra=c.extra | {"e_above_hull": _above(c.extra["formation_energy"], hull[c.formula])})
         for c in rows
     ]
     relaxed = [c for c in rows if c.extra["e_above_hull"] <= SETTINGS["hull_max"] or c.id in targets]

@@ -23,6 +23,9 @@ UNKNOWN_TO_CHGNET = {84, 85, 86, 87, 88} | set(range(95, 119))
 
 MAX_ATOMS = 12
 
+CONTACT_MIN = 0.75
+"""Predicted volumes that bring atoms closer than this fraction of the sum of their radii are not believed."""
+
 BUILT: dict[str, tuple[str, tuple[float, ...], str]] = {
     "thcr2si2": ("I4/mmm", (4.0, 4.0, 12.0, 90, 90, 90), "Th 0 0 0; Cr 0 0.5 0.25; Si 0 0 0.36"),
     "k2ptcl6": ("Fm-3m", (9.7, 9.7, 9.7, 90, 90, 90), "K 0.25 0.25 0.25; Pt 0 0 0; Cl 0.24 0 0"),
@@ -100,9 +103,22 @@ BUILT: dict[str, tuple[str, tuple[float, ...], str]] = {
         (5.24, 5.24, 11.38, 90, 90, 90),
         "Ca 0 0 0.5; W 0 0 0; O 0.2414 0.1507 0.0856",
     ),
+    "ullmannite": (
+        "P2_13",
+        (5.93, 5.93, 5.93, 90, 90, 90),
+        "Ni 0.976 0.976 0.976; Sb 0.625 0.625 0.625; S 0.39 0.39 0.39",
+    ),
+    "tini_martensite": (
+        "P2_1/m",
+        (2.885, 4.12, 4.622, 90, 96.8, 90),
+        "Ti 0.4176 0.25 0.2164; Ni 0.0372 0.25 0.6752",
+    ),
     "gebi2te4": ("R-3m", (4.33, 4.33, 41.5, 90, 90, 120), "Ge 0 0 0; Bi 0 0 0.427; Te 0 0 0.136; Te 0 0 0.289"),
 }
-"""Types that the AFLOW library lacks: space group, cell (angstrom, degrees), sites of the asymmetric unit."""
+"""Types that the AFLOW library lacks or has with overlapping atoms.
+
+Space group, cell (angstrom, degrees), sites of the asymmetric unit.
+"""
 
 
 class Start(NamedTuple):
@@ -180,14 +196,12 @@ def _filled(prototype: Any, sites: list[str], elements: tuple[str, ...], name: s
         volume = float(DLSVolumePredictor().predict(structure))
     except (KeyError, ValueError, RuntimeError):
         volume = float("nan")
-    if not 4.0 < volume / len(structure) < 120.0:
-        radii = np.array([COVALENT_RADIUS[z] for z in structure.atomic_numbers])
-        lengths = [
-            n.nn_distance / (radii[i] + radii[n.index])
-            for i, near in enumerate(structure.get_all_neighbors(5.0))
-            for n in near
-        ]
-        volume = structure.volume / min(lengths) ** 3
+    radii = np.array([COVALENT_RADIUS[z] for z in structure.atomic_numbers])
+    i, j, _, distance = structure.get_neighbor_list(6.0)
+    contact = float((distance / (radii[i] + radii[j])).min())
+    plausible = 4.0 < volume / len(structure) < 120.0
+    if not (plausible and contact * (volume / structure.volume) ** (1 / 3) > CONTACT_MIN):
+        volume = structure.volume / contact**3
     structure.scale_lattice(volume)
     return _crystal(structure, name, "embedded/substitution")
 
@@ -227,7 +241,6 @@ def substitutions(per_type: int, keep: set[str], seed: int) -> Iterator[Start]:
         (tag, frozenset(structure.composition.reduced_composition.items())): structure
         for tag, structure in _library()
     }
-    draw = random.Random(seed)
     for name, text, sites, cases in paragraphs():
         prototype = _prototype(text, library)
         if set(sites) != {str(element) for element in prototype.composition}:
@@ -241,7 +254,9 @@ def substitutions(per_type: int, keep: set[str], seed: int) -> Iterator[Start]:
         kept = [case for case in cases if f"sub:{name}:{formula(case)}" in keep]
         rest = [case for case in cases if case not in kept]
         if len(sites) > 1:
-            rest = draw.sample(rest, min(len(rest), per_type - len(kept)))
+            # Shuffled per type, so that a larger set contains a smaller one.
+            random.Random(f"{seed}:{name}").shuffle(rest)
+            rest = rest[: per_type - len(kept)]
         for elements in kept + rest:
             yield Start(
                 f"sub:{name}:{formula(elements)}",

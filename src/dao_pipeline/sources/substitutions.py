@@ -79,7 +79,7 @@ ticu | AB_tP4_129_c_c TiCu | Ti Cu
     Ti,Zr,Hf Cu,Ag,Au,Pd
 aucd | AB_oP4_51_e_f CdAu | Au Cd
     Au,Ag,Pt,Pd Cd,Zn; Au,Pd Ti; Pd,Pt V,Nb; Mg Cd; Ir Ti; Au Hf
-tini_martensite | AB_mP4_11_e_e TiNi | Ti Ni
+tini_martensite | tini_martensite | Ti Ni
     Ti,Zr,Hf Ni,Pd,Pt,Cu; Sc Ni,Cu
 boron_nitride | AB_hP4_194_c_d BN | B N
     B,Al,Ga N; Si C; Be,Mg,Zn O
@@ -343,6 +343,6 @@ pt3o4 | A4B3_cI14_229_c_b Pt3O4 | Pt O
     Pt,Pd,Ag O; Pd,Rh S
 mgalb4 | AB4C_hP6_191_a_h_b MgAlB4 | Mg Al B
     Mg,Ca,Y,Er,Th,U Al,Ni,Ti,Co B; Mg Ga,Zn,Ti B; Sc,Zr Al,Nb B
-ullmannite | ABC_cP12_198_a_a_a NiSbS | Ni Sb S
+ullmannite | ullmannite | Ni Sb S
     Ni,Pd,Pt Sb,As,Bi,P S,Se,Te; Co,Rh,Ir As,Sb,P S,Se; Ca,Ba,Sr,La,Eu Pt,Ir,Pd Si,P,Ge
 """
