@@ -129,7 +129,7 @@ class Process(Section):
 
 
 class Backbone(Section):
-    """Crysformer. Presets: tiny (4 layers, width 128), small (8, 256), base (12, 384: the paper)."""
+    """Crysformer. Presets: tiny (4 layers, width 96), small (8, 256), base (12, 384: the paper)."""
 
     preset: Literal["tiny", "small", "base"] = Field("small", description="layers, width, heads and frequencies")
     layers: int | None = Field(None, ge=1, le=64, description="overrides the preset")

@@ -148,9 +148,9 @@ class Campaigns(Mapping[str, Campaign]):
         """Cores of a job."""
         return lambda wildcards: self.resources(kind, wildcards).threads
 
-    def gpus(self, kind: Kind) -> Callable[[Any], int]:
-        """GPUs of a job; with 0 the Slurm plugin asks for none."""
-        return lambda wildcards: self.resources(kind, wildcards).gpus
+    def gpus(self, kind: Kind) -> Callable[[Any], int | None]:
+        """GPUs of a job; None, which is no resource at all, for 0."""
+        return lambda wildcards: self.resources(kind, wildcards).gpus or None
 
     def mem_mb(self, kind: Kind) -> Callable[[Any, int], int]:
         """Megabytes of a job; more at each attempt."""

@@ -21,7 +21,7 @@ from dao_pipeline.model.layout import Layout
 from dao_pipeline.process.schedule import Schedule
 
 PRESETS: dict[str, dict[str, int]] = {
-    "tiny": {"layers": 4, "width": 128, "heads": 4, "frequencies": 32},
+    "tiny": {"layers": 4, "width": 96, "heads": 4, "frequencies": 32},
     "small": {"layers": 8, "width": 256, "heads": 8, "frequencies": 32},
     "base": {"layers": 12, "width": 384, "heads": 8, "frequencies": 128},
 }
