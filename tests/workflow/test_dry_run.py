@@ -135,6 +135,7 @@ def test_slurm_profile_asks_for_what_the_campaign_says(tiny: Path, tmp_path: Pat
     for text in ("gpu=4", "mem_mb=9000", "runtime=99"):
         assert text in training
     assert "gpu=" not in jobs["build_crysdb"]
+    assert "gpu=" not in jobs["generate_candidates"]
 
 
 @pytest.mark.parametrize("profile", ["slurm", "workflow/profiles/slurm"])
