@@ -48,4 +48,4 @@ name_stages(workflow, campaigns)
 
 
 onstart:
-    campaigns.write_resolved()
+    campaigns.prepare()

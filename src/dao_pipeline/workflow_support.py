@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -197,18 +198,35 @@ class Campaigns(Mapping[str, Campaign]):
         """All files of ``stage`` in all campaigns."""
         return [path for campaign in self.values() for path in stage_files(campaign, stage)]
 
-    # the configuration that jobs read
+    # before the first job
 
-    def write_resolved(self) -> None:
-        """Write each campaign's configuration with every default filled in, for its jobs to read.
+    def prepare(self) -> None:
+        """Write what jobs read besides their inputs, and put away what they must not read.
 
-        Not a rule: a file that a job depends on would either rerun every stage at every edit or, as
-        ``ancient``, hide other reasons to run from Snakemake.
+        The configuration with every default filled in is no rule's output: a file that jobs depend on would
+        either rerun every stage at every edit or, as ``ancient``, hide other reasons to run from Snakemake.
         """
         from dao_pipeline.config_files import write_resolved
 
         for name, campaign in self.items():
             write_resolved(campaign, Path(f"results/{name}/config.yaml"))
+            set_aside(campaign)
+
+
+def set_aside(campaign: Campaign) -> None:
+    """Move shards that the campaign no longer has, because it shrank, from results/ to work/<campaign>/earlier/.
+
+    Stages read whole folders of shards. Nothing is deleted.
+    """
+    for stage in FAN_OUT:
+        wanted = {Path(file) for file in stage_files(campaign, stage)}
+        for folder in {path.parent for path in wanted}:
+            pattern = next(iter(wanted)).name.split("-")[0] + "-*.parquet"
+            for path in sorted(set(folder.glob(pattern)) - wanted):
+                target = Path("work", campaign.name, "earlier", *path.parts[2:])
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(path, target)
+                print(f"{path} is not part of the campaign any more: moved to {target}", file=sys.stderr)
 
 
 MODEL_FILES = ("model.safetensors", "config.json", "metrics.parquet")
@@ -227,6 +245,9 @@ REPORTED = (
     "validate_qe",
 )
 """Stages whose files the report reads."""
+
+FAN_OUT = ("relax_dataset", "generate_candidates", "validate_qe")
+"""Stages that write one file per job into a folder."""
 
 RULES_OF_STAGE = {"pretrain_generator": ("pretrain_generator_stage1", "pretrain_generator_stage2")}
 """Stages that are more than one rule."""

@@ -125,6 +125,21 @@ def test_a_campaign_grows_by_shards(finished: Finished, tmp_path: Path) -> None:
         assert path.stat().st_mtime_ns == (old / path.name).stat().st_mtime_ns
 
 
+def test_a_campaign_that_shrinks_leaves_no_shards_behind(finished: Finished, tmp_path: Path) -> None:
+    """Stages read whole folders: a shard of the larger campaign would be refused, or worse, read."""
+    folder = tmp_path / "shrunk"
+    shutil.copytree(finished.folder, folder)
+    less = ("--config", "generate={test_split: {limit: 1}}", "--configfile", finished.campaign)
+    run = run_snakemake("screen_candidates", *less, cwd=folder, PYTHONPATH=str(finished.source))
+    assert run.code == 0, run.output
+    assert run.jobs == {"plan_candidates": 1, "screen_candidates": 1}
+    assert len(list((folder / "results/tiny/candidates/generated").iterdir())) == 1
+    moved = "work/tiny/earlier/candidates/generated/shard-0001.parquet"
+    assert (folder / moved).exists()
+    assert f"moved to {moved}" in run.output
+    assert len(list((folder / "results/tiny/relaxed").iterdir())) == 2
+
+
 def test_a_lost_shard_is_made_again(finished: Finished, tmp_path: Path) -> None:
     """Asked for by its stage, as Snakemake asks no further back than what is there."""
     folder = tmp_path / "lost"

@@ -58,7 +58,7 @@ rule relax_dataset:
         config="results/{campaign}/config.yaml",
         crysdb=subpath(input.train, parent=True),
         model=subpath(input.model, parent=True),
-        work="work/{campaign}/relax_dataset",
+        work="work/{campaign}/relax_dataset/job-{job}",
         settings=campaigns.settings("relax_dataset"),
         code=stage_code_hash("relax_dataset"),
     shell:
