@@ -6,6 +6,7 @@ Heavy imports sit inside the commands, so that ``--help`` and Snakemake's parsin
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -16,6 +17,9 @@ import typer
 
 from dao_pipeline.config import Campaign, load_campaign
 from dao_pipeline.errors import ContinueLater, UserError
+
+# Threads that wait by spinning slow each other down tenfold when jobs share cores. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 EXIT_USER_ERROR = 2
 EXIT_CONTINUE = 75

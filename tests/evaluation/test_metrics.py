@@ -95,3 +95,9 @@ def test_interval_is_reproducible_and_about_right() -> None:
     assert low == pytest.approx(0.3 - 1.96 * 0.0145, abs=0.005)
     assert high == pytest.approx(0.3 + 1.96 * 0.0145, abs=0.005)
     assert interval(values, 0, 1) == (None, None)
+
+
+def test_interval_of_all_or_nothing_has_width() -> None:
+    low, high = interval([1.0] * 10, 1000, 1)
+    assert (low, high) == (pytest.approx(0.722, abs=1e-3), 1.0)
+    assert interval([0.0] * 10, 1000, 1)[1] == pytest.approx(0.278, abs=1e-3)

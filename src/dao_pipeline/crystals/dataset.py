@@ -72,7 +72,7 @@ def size_batches(sizes: np.ndarray, batch_atoms: int) -> list[np.ndarray]:
     return list(_cut(np.argsort(sizes, kind="stable"), sizes, batch_atoms))
 
 
-def epoch_batches(sizes: np.ndarray, batch_atoms: int, seed: int, epoch: int, mix: int = 4) -> list[np.ndarray]:
+def epoch_batches(sizes: np.ndarray, batch_atoms: int, seed: int, epoch: int, mix: int = 8) -> list[np.ndarray]:
     """Batches of one epoch: random crystals, at most ``batch_atoms`` atoms each, sorted by size inside.
 
     Crystals are drawn at random in groups of ``mix`` batches and sorted by size within a group, which makes

@@ -115,14 +115,24 @@ def rate(values: Sequence[float]) -> float:
 
 
 def interval(values: Sequence[float], resamples: int, seed: int) -> tuple[float | None, float | None]:
-    """95 % percentile bootstrap interval of the mean; None without resamples.
+    """95 % percentile bootstrap interval of the mean of hits; None without resamples.
 
-    Few targets, all hit or all missed, give an interval without width: it says nothing about targets unseen.
+    All hit or all missed leaves nothing to resample; the Wilson score interval then says how much so few targets
+    tell about targets unseen.
     """
     if not resamples or not len(values):
         return None, None
     rng = np.random.default_rng(seed)
     data = np.asarray(values, dtype=np.float64)
+    if data.min() == data.max():
+        return _wilson(float(data.mean()), len(data))
     means = [float(data[rng.integers(len(data), size=len(data))].mean()) for _ in range(resamples)]
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a share among ``count`` trials."""
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))

@@ -13,8 +13,8 @@ pair, the same in every layer) u_ij = r_ij (W_G G + W_psi psi_ij - m_ij W 1) + c
 
 separate: edge_ij = [asinh G, psi_ij] unnormalised, so u_ij = W_G asinh G + W_psi psi_ij + const, whose first
 term is the same for all pairs of a crystal. Fourier features say where an atom lies in the cell but not how
-far it is in space, so separate mode may add Gaussians of the minimum-image distance to keys and values: RADIAL
-numbers per pair, the one tensor over pairs that is wider than the heads.
+far it is in space, so separate mode may add a bias to the logits, a mixture of RADIAL Gaussians of the
+minimum-image distance: the one tensor over pairs that is wider than the heads, made once for all layers.
 
 Either way q_i . W_psi psi_ij = P_i . psi_j, where P_i is W_psi^T q_i rotated by the phases of atom i and
 psi_j = [sin 2 pi k f_j, cos 2 pi k f_j]; and sum_j w_ij W_psi psi_ij = W_psi rotate_i^-1(sum_j w_ij psi_j).
@@ -114,7 +114,7 @@ class TorusAttention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.edge_norm = nn.LayerNorm(9 + 6 * frequencies, eps=NORM_EPS) if joint else None
         self.edge = nn.Linear(9 + 6 * frequencies, width)
-        self.radial = nn.Parameter(torch.zeros(2, heads, RADIAL, width // heads)) if distances else None
+        self.radial = nn.Linear(RADIAL, heads, bias=False) if distances else None
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, edges: EdgeFeatures, layout: Layout) -> Tensor:
@@ -138,19 +138,13 @@ class TorusAttention(nn.Module):
         )
         if not self.joint:
             constant = layout.expand(lattice_term + bias).view_as(query)
-            if self.radial is None or edges.radial is None:
-                pairs = [_attend(*block, psi) for block, psi in zip(blocks, edges.phases, strict=True)]
-                direct, phase = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]) for i in (0, 1))
-                return self.out((direct + self._from_phases(phase, w_psi, edges) + constant).flatten(1))
-            radial_query = torch.einsum("nhc,hrc->nhr", query, self.radial[0])
-            near = [
-                _attend_near(q, k, v, p, psi, rq, radial)
-                for (q, k, v, p), psi, rq, radial in zip(
-                    blocks, edges.phases, layout.blocks(radial_query), edges.radial, strict=True
-                )
+            biases = [None] * len(layout.classes)
+            if self.radial is not None and edges.radial is not None:
+                biases = [self.radial(radial) for radial in edges.radial]
+            pairs = [
+                _attend(*block, psi, bias) for block, psi, bias in zip(blocks, edges.phases, biases, strict=True)
             ]
-            direct, phase, radial = (torch.cat([part[i].flatten(0, 1) for part in near]) for i in range(3))
-            direct = direct + torch.einsum("nhr,hrc->nhc", radial, self.radial[1])
+            direct, phase = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]) for i in (0, 1))
             return self.out((direct + self._from_phases(phase, w_psi, edges) + constant).flatten(1))
 
         ones = weight.sum(-1).view(heads, width // heads)  # W 1
@@ -191,30 +185,16 @@ def _rotate(values: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
     return torch.cat([s * cos + c * sin, c * cos - s * sin], dim=-1)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, phase: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, phase: Tensor, psi: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """One size class, separate mode: (b, n, H, c) queries, keys, values, (b, n, H, 6 F) rotated queries,
-    (b, n, 6 F) phases -> weighted values (b, n, H, c) and weighted phases (b, n, H, 6 F)."""
-    weights = torch.softmax(_key_logits(query, key) + _phase_logits(phase, psi), dim=-1)
+    (b, n, 6 F) phases, (b, n, n, H) bias -> weighted values (b, n, H, c), weighted phases (b, n, H, 6 F)."""
+    logits = _key_logits(query, key) + _phase_logits(phase, psi)
+    if bias is not None:
+        logits = logits + bias.transpose(2, 3)
+    weights = torch.softmax(logits, dim=-1)
     return _sum_values(weights, value), _sum_phases(weights, psi)
-
-
-def _attend_near(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    phase: Tensor,
-    psi: Tensor,
-    radial_query: Tensor,
-    radial: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``_attend`` with distances: (b, n, H, R) queries meet (b, n, n, R) features of each pair; also returns
-    sum_j a_ij radial_ij (b, n, H, R)."""
-    b, n, heads, width = radial_query.shape
-    per_atom = radial.view(b * n, n, width)
-    near = (radial_query.reshape(b * n, heads, width) @ per_atom.transpose(1, 2)).view(b, n, heads, n)
-    weights = torch.softmax(_key_logits(query, key) + _phase_logits(phase, psi) + near, dim=-1)
-    gathered = (weights.reshape(b * n, heads, n) @ per_atom).view(b, n, heads, width)
-    return _sum_values(weights, value), _sum_phases(weights, psi), gathered
 
 
 def radial_features(frac_coords: Tensor, metric: Tensor) -> Tensor:
