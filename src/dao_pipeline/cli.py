@@ -15,7 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dao_pipeline.config import Campaign, load_campaign
+from dao_pipeline.campaign_files import load_campaign
+from dao_pipeline.config import Campaign
 from dao_pipeline.errors import ContinueLater, UserError
 
 # Threads that wait by spinning slow each other down tenfold when jobs share cores. Read when torch is loaded.

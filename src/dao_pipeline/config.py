@@ -9,42 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
+from dao_pipeline.crystals.formula import parse_formula
 from dao_pipeline.errors import UserError
-
-MAX_ATOMIC_NUMBER = 100
-"""Crysformer's element table ends here (paper: 100 elements)."""
-
-_FORMULA = re.compile(r"([A-Z][a-z]?)(\d*)")
-
-
-def parse_formula(formula: str) -> dict[str, int]:
-    """Element counts of a plain formula such as ``SrTiO3`` or ``Zr4Rh2O``, in order of appearance.
-
-    Raises ValueError for brackets, fractions, unknown symbols, zero counts and elements beyond Z = 100.
-    """
-    if len(formula) > 200 or not re.fullmatch(r"(?:[A-Z][a-z]?[0-9]{0,3})+", formula):
-        raise ValueError(
-            f"{formula[:60]!r} is not a plain formula; write element symbols and whole numbers, e.g. SrTiO3"
-        )
-    counts: dict[str, int] = {}
-    for symbol, digits in _FORMULA.findall(formula):
-        number = int(digits or 1)
-        if symbol not in ATOMIC_NUMBERS:
-            raise ValueError(f"{formula!r}: there is no element {symbol!r}; correct the symbol")
-        if ATOMIC_NUMBERS[symbol] > MAX_ATOMIC_NUMBER:
-            raise ValueError(f"{formula!r}: {symbol} is beyond Z = {MAX_ATOMIC_NUMBER}, the models' last element")
-        if number == 0:
-            raise ValueError(f"{formula!r}: {symbol}0 has no atoms; remove the element")
-        counts[symbol] = counts.get(symbol, 0) + number
-    return counts
 
 
 def _formula(value: str) -> str:
@@ -446,56 +417,3 @@ def expand_path(text: str) -> Path:
     if missing := re.search(r"\$\{?(\w+)", expanded):
         raise UserError(f"path {text!r}: the environment variable {missing.group(1)} is not set; set it.")
     return Path(expanded).expanduser()
-
-
-def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``override``, mapping by mapping."""
-    merged = dict(base)
-    for key, value in override.items():
-        old = merged.get(key)
-        merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def parse_campaign(values: Mapping[str, Any], origin: str) -> Campaign:
-    """Validate configuration values; ``origin`` (a file) is named in errors.
-
-    Raises UserError listing every problem as file, key, value and remedy.
-    """
-    try:
-        return Campaign.model_validate(dict(values))
-    except ValidationError as error:
-        lines = [_describe(problem, origin) for problem in error.errors()]
-        raise UserError("\n".join(lines)) from None
-
-
-def _describe(problem: Mapping[str, Any], origin: str) -> str:
-    key = ".".join(str(part) for part in problem["loc"]) or "(campaign)"
-    if problem["type"] == "extra_forbidden":
-        return f"{origin}: {key}: unknown key; see config/default.yaml for the keys there are."
-    if problem["type"] == "missing":
-        return f"{origin}: {key}: required, but not given."
-    message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(problem["input"], (dict, BaseModel)) else f" = {problem['input']!r:.80}"
-    return f"{origin}: {key}{shown}: {message}."
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file.
-
-    Raises UserError for missing files, invalid YAML and anything that is no mapping.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. Give the path of a campaign, e.g. config/demo.yaml.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}.")
-    return values
-
-
-def load_campaign(path: Path, overrides: Mapping[str, Any] | None = None) -> Campaign:
-    """Read and validate one campaign file; ``overrides`` are merged over it."""
-    return parse_campaign(deep_merge(read_yaml(path), overrides or {}), str(path))

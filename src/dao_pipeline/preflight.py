@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dao_pipeline.config import Campaign, expand_path, load_campaign, parse_formula
+from dao_pipeline.campaign_files import load_campaign
+from dao_pipeline.config import Campaign, expand_path
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
+from dao_pipeline.crystals.formula import parse_formula
 from dao_pipeline.crystals.table import read_about, require_crystals, table_files
 from dao_pipeline.errors import UserError
 

@@ -22,7 +22,16 @@ COMMANDS = {
 
 _NOT_HASHED = {
     f"{PACKAGE}.{name}"
-    for name in ("config", "cli", "errors", "preflight", "config_files", "workflow_support", "stage_code")
+    for name in (
+        "config",
+        "campaign_files",
+        "cli",
+        "errors",
+        "preflight",
+        "config_files",
+        "workflow_support",
+        "stage_code",
+    )
 }
 """Modules whose edits must not rerun stages: their effect on a stage is in its settings."""
 

@@ -16,16 +16,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
-from dao_pipeline.config import (
-    STAGE_SETTINGS,
-    Campaign,
-    Resources,
-    deep_merge,
-    expand_path,
-    parse_campaign,
-    read_yaml,
-    stage_settings,
-)
+from dao_pipeline.campaign_files import deep_merge, parse_campaign, read_yaml
+from dao_pipeline.config import STAGE_SETTINGS, Campaign, Resources, expand_path, stage_settings
 from dao_pipeline.errors import UserError
 
 DEFAULT_CAMPAIGN = Path("config/demo.yaml")

@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from dao_pipeline import stage_code
+from dao_pipeline.campaign_files import parse_campaign
 from dao_pipeline.candidates.compositions import explicit_compositions
 from dao_pipeline.candidates.plan import plan_table, planned_shards
-from dao_pipeline.config import STAGE_SETTINGS, Campaign, parse_campaign
+from dao_pipeline.config import STAGE_SETTINGS, Campaign
 from dao_pipeline.errors import UserError
 from dao_pipeline.stage_code import stage_code_hash, stage_modules
 from dao_pipeline.workflow_support import (

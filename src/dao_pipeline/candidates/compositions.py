@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dao_pipeline.config import Campaign, Composition, parse_formula
+from dao_pipeline.config import Campaign, Composition
 from dao_pipeline.crystals.crystal import reduced_formula
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
+from dao_pipeline.crystals.formula import parse_formula
 from dao_pipeline.crystals.table import iter_tables, read_table
 from dao_pipeline.errors import UserError
 

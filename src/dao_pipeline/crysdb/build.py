@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dao_pipeline.config import Campaign, expand_path, parse_formula, stage_settings
+from dao_pipeline.config import Campaign, expand_path, stage_settings
 from dao_pipeline.crysdb.clean import Ledger, duplicates, implausible, malformed, repeated_ids, too_close
 from dao_pipeline.crysdb.labels import energies, methods
 from dao_pipeline.crysdb.split import SPLITS, assign, given_split
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
 from dao_pipeline.crystals.flat import FlatCrystals, flatten, formulas, list_values, structure_columns
+from dao_pipeline.crystals.formula import parse_formula
 from dao_pipeline.crystals.niggli import niggli_reduce
 from dao_pipeline.crystals.schema import CRYSTAL
 from dao_pipeline.crystals.table import provenance, read_table, require_crystals, write_rejected, write_table

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pyarrow as pa
 
-from dao_pipeline.config import MAX_ATOMIC_NUMBER, CrysDB
+from dao_pipeline.config import CrysDB
 from dao_pipeline.crystals.flat import FlatCrystals, list_lengths
+from dao_pipeline.crystals.formula import MAX_ATOMIC_NUMBER
 from dao_pipeline.crystals.geometry import nearest_image_distances, shortest_distances, volumes
 
 SAME_VOLUME = 1e-3

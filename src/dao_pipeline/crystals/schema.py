@@ -117,3 +117,11 @@ CRYSTAL_SCHEMA = pa.schema([pa.field(name, column.type) for name, column in CRYS
 
 REJECTED_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("id", "stage", "reason", "detail")])
 """Arrow schema of rejected.parquet: one row per crystal that a stage dropped."""
+
+
+def markdown() -> str:
+    """All columns as a Markdown table: the one in the data guide, which a test compares with this."""
+    lines = ["| column | type | unit | meaning |", "|---|---|---|---|"]
+    for name, column in COLUMNS.items():
+        lines.append(f"| `{name}` | {column.type} | {column.unit} | {column.meaning} |")
+    return "\n".join(lines)

@@ -103,6 +103,10 @@ class Crysformer(nn.Module):
     ``energy_head``: DAO-P has one, DAO-G has none.
     """
 
+    descriptors: Tensor
+    sigma: Tensor
+    alpha_bar: Tensor
+
     def __init__(
         self,
         *,

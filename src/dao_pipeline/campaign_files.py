@@ -1,0 +1,66 @@
+"""Campaign files: YAML in, a validated campaign out, every mistake named with file, key, value and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dao_pipeline.config import Campaign
+from dao_pipeline.errors import UserError
+
+
+def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``override``, mapping by mapping."""
+    merged = dict(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def parse_campaign(values: Mapping[str, Any], origin: str) -> Campaign:
+    """Validate configuration values; ``origin`` (a file) is named in errors.
+
+    Raises UserError listing every problem as file, key, value and remedy.
+    """
+    try:
+        return Campaign.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_describe(problem, origin) for problem in error.errors()]
+        raise UserError("\n".join(lines)) from None
+
+
+def _describe(problem: Mapping[str, Any], origin: str) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "(campaign)"
+    if problem["type"] == "extra_forbidden":
+        return f"{origin}: {key}: unknown key; see config/default.yaml for the keys there are."
+    if problem["type"] == "missing":
+        return f"{origin}: {key}: required, but not given."
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(problem["input"], (dict, BaseModel)) else f" = {problem['input']!r:.80}"
+    return f"{origin}: {key}{shown}: {message}."
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file.
+
+    Raises UserError for missing files, invalid YAML and anything that is no mapping.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Give the path of a campaign, e.g. config/demo.yaml.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}.")
+    return values
+
+
+def load_campaign(path: Path, overrides: Mapping[str, Any] | None = None) -> Campaign:
+    """Read and validate one campaign file; ``overrides`` are merged over it."""
+    return parse_campaign(deep_merge(read_yaml(path), overrides or {}), str(path))
