@@ -1,11 +1,11 @@
-"""A GPU node needs torch, torch-geometric, numpy, pyarrow and pandas: nothing of the rest may be imported there."""
+"""GPU nodes have torch, torch-geometric, numpy, pyarrow and pandas: nothing else may be imported there."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-ABSENT = ("pymatgen", "ase", "snakemake", "moyopy", "smact", "mp_api", "plotly", "jinja2", "chgnet")
+ABSENT = ("pymatgen", "ase", "snakemake", "moyopy", "smact", "mp_api", "plotly", "chgnet")
 GPU_PATH = (
     "dao_pipeline.cli",
     "dao_pipeline.candidates.generate",
