@@ -101,3 +101,19 @@ def test_formula(formula: str, counts: dict[str, int]) -> None:
 def test_no_formula(formula: str) -> None:
     with pytest.raises(ValueError, match=r"formula|element|atoms|beyond"):
         parse_formula(formula)
+
+
+def test_giving_one_key_keeps_the_other_defaults_of_its_stage() -> None:
+    campaign = parse_campaign(
+        {
+            "name": "x",
+            "compute": {"training": {"threads": 64}},
+            "energy_model": {"training": {"steps": 7}},
+            "screen": {"matcher": {"stol": 0.25}},
+        },
+        "x.yaml",
+    )
+    default = Campaign(name="x")
+    assert campaign.compute.training == default.compute.training.model_copy(update={"threads": 64})
+    assert campaign.energy_model.training == default.energy_model.training.model_copy(update={"steps": 7})
+    assert campaign.screen.matcher == default.screen.matcher.model_copy(update={"stol": 0.25})
