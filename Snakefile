@@ -33,6 +33,7 @@ rule all:
     default_target: True
     input:
         campaigns.stage("report"),
+        campaigns.stage("predict_property"),
 
 
 include: "workflow/rules/data.smk"
@@ -40,6 +41,7 @@ include: "workflow/rules/energy.smk"
 include: "workflow/rules/generator.smk"
 include: "workflow/rules/candidates.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/properties.smk"
 include: "workflow/rules/qe.smk"
 include: "workflow/rules/report.smk"
 

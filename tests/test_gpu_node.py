@@ -10,9 +10,11 @@ GPU_PATH = (
     "dao_pipeline.cli",
     "dao_pipeline.candidates.generate",
     "dao_pipeline.energy.predict",
+    "dao_pipeline.energy.predict_property",
     "dao_pipeline.energy.relax_dataset",
     "dao_pipeline.training.energy_model",
     "dao_pipeline.training.generator",
+    "dao_pipeline.training.property_model",
 )
 
 

@@ -199,6 +199,27 @@ def evaluate(
 
 
 @command
+def finetune_property(config: ConfigFile, model: ModelDir, out: OutDir, work: WorkDir) -> None:
+    """Fine-tune DAO-P on a property of crystals; rejected.parquet goes beside the model."""
+    from dao_pipeline.training.property_model import finetune_property as run
+
+    run(_campaign(config), model, out, work)
+
+
+@command
+def predict_property(
+    config: ConfigFile,
+    model: ModelDir,
+    screened: Annotated[Path, typer.Option(help="table written by screen-candidates")],
+    out: OutFile,
+) -> None:
+    """Predict the property of each candidate with a fine-tuned model."""
+    from dao_pipeline.energy.predict_property import predict_property as run
+
+    run(_campaign(config), model, screened, out)
+
+
+@command
 def validate_qe(
     config: ConfigFile,
     screened: Annotated[Path, typer.Option(help="table written by screen-candidates")],

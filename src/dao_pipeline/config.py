@@ -266,6 +266,28 @@ class Evaluate(Section):
     bootstrap: int = Field(1000, ge=0, description="resamples for 95 % intervals")
 
 
+class Property(Section):
+    """Stages finetune_property and predict_property: DAO-P learns another property of crystals."""
+
+    enabled: bool = Field(False, description="run the stages")
+    path: str | None = Field(
+        None,
+        description="crystal table (Parquet) with the labels; $NAME and ${NAME} are read from the environment",
+    )
+    column: str | None = Field(None, description="column of the labels, and name of the property")
+    log: bool = Field(False, description="learn the natural logarithm; labels must be positive")
+    unit: str = Field("", description="unit of the labels, e.g. GPa (recorded beside the predictions)")
+    val_fraction: float = Field(0.1, ge=0, lt=0.5, description="share of compositions kept for validation")
+    training: Training = Training(steps=5_000, learning_rate=1e-4)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Property:
+        for key, what in (("path", "the labelled table"), ("column", "the column of its labels")):
+            if self.enabled and not getattr(self, key):
+                raise ValueError(f"{key} is not given, but enabled is true: name {what}, or set enabled: false")
+        return self
+
+
 class QE(Section):
     """Stage validate_qe: Quantum ESPRESSO on the top candidates, one job each."""
 
@@ -322,6 +344,7 @@ class Campaign(Section):
     generate: Generate = Generate()
     screen: Screen = Screen()
     evaluate: Evaluate = Evaluate()
+    property: Property = Property()
     qe: QE = QE()
     report: Report = Report()
     compute: Compute = Compute()
@@ -383,6 +406,8 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "screen",
         "seed",
     ),
+    "finetune_property": ("property", "seed"),
+    "predict_property": (),
     "validate_qe": ("qe",),
     "report": ("report",),
 }

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from dao_pipeline.campaign_files import load_campaign
 from dao_pipeline.config import Campaign, expand_path
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
 from dao_pipeline.crystals.formula import parse_formula
+from dao_pipeline.crystals.schema import CRYSTAL
 from dao_pipeline.crystals.table import read_about, require_crystals, table_files
 from dao_pipeline.errors import UserError
 
@@ -139,6 +141,18 @@ def _tables(campaign: Campaign) -> Iterator[str]:
         yield from _table(f"crysdb.exclude[{i}]", text, elements_in)
     if campaign.finetune.path is not None:
         yield from _table("finetune.path", campaign.finetune.path, require_crystals)
+    labels = campaign.property
+    if labels.enabled and labels.path and labels.column:
+        yield from _table("property.path", labels.path, partial(_labels, column=labels.column))
+
+
+def _labels(path: Path, column: str) -> None:
+    require_crystals(path)
+    if column not in (names := pq.read_schema(table_files(path)[0]).names):
+        raise UserError(
+            f"no column {column}; set property.column to one that is there: "
+            f"{', '.join(sorted(set(names) - {*CRYSTAL}) or sorted(names))}."
+        )
 
 
 def _table(key: str, text: str, check: Callable[[Path], object]) -> Iterator[str]:

@@ -169,6 +169,11 @@ class Campaigns(Mapping[str, Campaign]):
         path = self[wildcards.campaign].finetune.path
         return [str(expand_path(path))] if path else []
 
+    def property_table(self, wildcards: Any) -> list[str]:
+        """The campaign's own table of crystals with labels."""
+        path = self[wildcards.campaign].property.path
+        return [str(expand_path(path))] if path else []
+
     def pretrained(self, wildcards: Any) -> str:
         """Weights that fine-tuning starts from: the second stage of pretraining, or a given model."""
         given = self[wildcards.campaign].generator.pretrained
@@ -272,6 +277,11 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
         case "evaluate":
             known = campaign.generate.compositions is None
             files = [f"evaluation/{name}.parquet" for name in ("samples", "targets", "summary")] if known else []
+        case "finetune_property":
+            names = (*MODEL_FILES, "rejected.parquet")
+            files = [f"models/property/{name}" for name in names] if campaign.property.enabled else []
+        case "predict_property":
+            files = ["properties/predictions.parquet"] if campaign.property.enabled else []
         case "validate_qe":
             number = _compositions(campaign) * campaign.qe.top_k if campaign.qe.enabled else 0
             files = [f"validation/candidate-{n:04d}.parquet" for n in range(number)]
@@ -411,5 +421,7 @@ _WHY_NOT = {
     "pretrain_generator_stage1": _PRETRAINED,
     "pretrain_generator_stage2": _PRETRAINED,
     "evaluate": "generate.compositions is set, so there are no known crystals to compare with",
+    "finetune_property": "property.enabled is false",
+    "predict_property": "property.enabled is false",
     "validate_qe": "qe.enabled is false",
 }

@@ -71,6 +71,19 @@ def test_quantum_espresso_gets_one_job_per_candidate(tiny: Path, tmp_path: Path)
     assert run.jobs["validate_qe"] == 2 * 3
 
 
+def test_a_property_gets_its_two_stages(tiny: Path, crystals: Path, tmp_path: Path) -> None:
+    values = f"property={{enabled: true, path: '{crystals}', column: formation_energy}}"
+    run = dry_run("--configfile", tiny, "--config", values, cwd=tmp_path)
+    assert run.stages == STAGES | {"finetune_property", "predict_property"}
+    run = dry_run("finetune_property", "--configfile", tiny, "--config", values, cwd=tmp_path)
+    assert run.stages == before("train_energy_model") | {"finetune_property"}
+    refused = run_snakemake("-n", "predict_property", "--configfile", tiny, cwd=tmp_path)
+    assert "property.enabled is false" in refused.output
+    wrong = values.replace("formation_energy", "bulk")
+    refused = run_snakemake("-n", "--configfile", tiny, "--config", wrong, cwd=tmp_path)
+    assert "no column bulk; set property.column" in refused.output
+
+
 def test_two_campaigns_on_one_command_line(tiny: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump(yaml.safe_load(tiny.read_text()) | {"name": "other"}))

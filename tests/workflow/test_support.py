@@ -84,7 +84,8 @@ def test_problems_of_all_campaigns_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_every_stage_has_files() -> None:
-    campaign = parse_campaign({"name": "x", "qe": {"enabled": True}}, "x")
+    learnt = {"enabled": True, "path": "labels.parquet", "column": "bulk"}
+    campaign = parse_campaign({"name": "x", "qe": {"enabled": True}, "property": learnt}, "x")
     names = [path for stage in STAGES for path in stage_files(campaign, stage)]
     assert len(names) == len(set(names))
     assert all(stage_files(campaign, stage) for stage in STAGES)
@@ -144,6 +145,8 @@ UPSTREAM_ONLY = {
     "generate_candidates": ("evaluation", "qe", "report", "candidates.screen"),
     "screen_candidates": ("qe", "report"),
     "evaluate": ("qe", "report"),
+    "finetune_property": ("candidates", "evaluation", "qe", "report", "sources", "process.sampler"),
+    "predict_property": ("training", "evaluation", "qe", "report", "crysdb", "sources"),
     "validate_qe": ("report",),
 }
 
