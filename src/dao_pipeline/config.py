@@ -277,7 +277,9 @@ class Property(Section):
     column: str | None = Field(None, description="column of the labels, and name of the property")
     log: bool = Field(False, description="learn the natural logarithm; labels must be positive")
     unit: str = Field("", description="unit of the labels, e.g. GPa (recorded beside the predictions)")
-    val_fraction: float = Field(0.1, ge=0, lt=0.5, description="share of compositions kept for validation")
+    val_fraction: float = Field(
+        0.1, ge=0, lt=0.5, description="share of compositions kept for validation, where the table has no split"
+    )
     training: Training = Training(steps=5_000, learning_rate=1e-4)
 
     @model_validator(mode="after")

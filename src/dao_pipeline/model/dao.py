@@ -41,7 +41,8 @@ def backbone_sizes(backbone: Backbone) -> dict[str, int]:
 class About:
     """What config.json of a model directory says.
 
-    kind: dao_p or dao_g. energy_label, energy_mean, energy_std: what the energy head predicts, eV/atom.
+    kind: dao_p or dao_g. energy_label, energy_mean, energy_std: what the energy head predicts, eV/atom;
+    after finetune_property the property, in its own unit (``energy.property``).
     elements: atomic numbers seen in training. history: how it was trained, stage by stage.
     """
 
