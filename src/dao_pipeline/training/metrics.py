@@ -25,7 +25,7 @@ METRICS = pa.schema(
         )
     ]
 )
-"""Columns of metrics.parquet: losses are means since the record before; energy_mae is in the label's unit, eV/atom."""
+"""Columns of metrics.parquet: losses are means since the record before; energy_mae is in the label's unit."""
 
 
 def metrics_table(stage: str, records: Sequence[dict[str, Any]]) -> pa.Table:
