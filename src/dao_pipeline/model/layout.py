@@ -7,7 +7,7 @@ Everything that couples atoms of a crystal works on such blocks: no padding, no 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,8 +115,3 @@ class Layout:
         return torch.cat(
             [part.unsqueeze(1).expand(-1, n, *part.shape[1:]).flatten(0, 1) for part, (n, _) in parts]
         )
-
-    def per_block(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
-        """Apply ``function`` to the blocks of each class and join the (crystals, atoms, ...) results flat."""
-        blocks = zip(*(self.blocks(value) for value in values), strict=True)
-        return torch.cat([function(*parts).flatten(0, 1) for parts in blocks])
