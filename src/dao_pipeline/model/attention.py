@@ -13,8 +13,8 @@ pair, the same in every layer) u_ij = r_ij (W_G G + W_psi psi_ij - m_ij W 1) + c
 
 separate: edge_ij = [asinh G, psi_ij] unnormalised, so u_ij = W_G asinh G + W_psi psi_ij + const, whose first
 term is the same for all pairs of a crystal. Fourier features say where an atom lies in the cell but not how
-far it is in space, so separate mode may add a bias to the logits, a mixture of RADIAL Gaussians of the
-minimum-image distance: the one tensor over pairs that is wider than the heads, made once for all layers.
+far it is in space, so separate mode may add RADIAL Gaussians of the minimum-image distance, as a bias to the
+logits and to the values: the one tensor over pairs that is wider than the heads, made once for all layers.
 
 Either way q_i . W_psi psi_ij = P_i . psi_j, where P_i is W_psi^T q_i rotated by the phases of atom i and
 psi_j = [sin 2 pi k f_j, cos 2 pi k f_j]; and sum_j w_ij W_psi psi_ij = W_psi rotate_i^-1(sum_j w_ij psi_j).
@@ -115,6 +115,7 @@ class TorusAttention(nn.Module):
         self.edge_norm = nn.LayerNorm(9 + 6 * frequencies, eps=NORM_EPS) if joint else None
         self.edge = nn.Linear(9 + 6 * frequencies, width)
         self.radial = nn.Linear(RADIAL, heads, bias=False) if distances else None
+        self.radial_value = nn.Linear(RADIAL * heads, width, bias=False) if distances else None
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, edges: EdgeFeatures, layout: Layout) -> Tensor:
@@ -138,21 +139,22 @@ class TorusAttention(nn.Module):
         )
         if not self.joint:
             constant = layout.expand(lattice_term + bias).view_as(query)
-            biases = [None] * len(layout.classes)
+            near: list[tuple[Tensor, Tensor]] | list[None] = [None] * len(layout.classes)
             if self.radial is not None and edges.radial is not None:
-                biases = [self.radial(radial) for radial in edges.radial]
-            pairs = [
-                _attend(*block, psi, bias) for block, psi, bias in zip(blocks, edges.phases, biases, strict=True)
-            ]
-            direct, phase = (torch.cat([pair[i].flatten(0, 1) for pair in pairs]) for i in (0, 1))
-            return self.out((direct + self._from_phases(phase, w_psi, edges) + constant).flatten(1))
+                near = [(self.radial(radial), radial) for radial in edges.radial]
+            parts = [_attend(*block, psi, n) for block, psi, n in zip(blocks, edges.phases, near, strict=True)]
+            direct, phase = (torch.cat([part[i].flatten(0, 1) for part in parts]) for i in (0, 1))
+            out = (direct + self._from_phases(phase, w_psi, edges) + constant).flatten(1)
+            if self.radial_value is not None:
+                out = out + self.radial_value(torch.cat([part[2].flatten(0, 1) for part in parts]))
+            return self.out(out)
 
         ones = weight.sum(-1).view(heads, width // heads)  # W 1
         query_lattice = torch.einsum("nhc,nhc->nh", query, layout.expand(lattice_term).view_as(query))
         query_ones = torch.einsum("nhc,hc->nh", query, ones)
         assert edges.mean is not None
         assert edges.rstd is not None
-        parts = [
+        joint = [
             _attend_joint(q, k, v, p, psi, mean, rstd, ql, qo)
             for (q, k, v, p), psi, mean, rstd, ql, qo in zip(
                 blocks,
@@ -164,7 +166,7 @@ class TorusAttention(nn.Module):
                 strict=True,
             )
         ]
-        direct, phase, scale, shift = (torch.cat([part[i].flatten(0, 1) for part in parts]) for i in range(4))
+        direct, phase, scale, shift = (torch.cat([part[i].flatten(0, 1) for part in joint]) for i in range(4))
         out = direct + self._from_phases(phase, w_psi, edges) + bias.view(heads, -1)
         out = out + scale[..., None] * layout.expand(lattice_term).view_as(direct) - shift[..., None] * ones
         return self.out(out.flatten(1))
@@ -186,15 +188,24 @@ def _rotate(values: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, phase: Tensor, psi: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    phase: Tensor,
+    psi: Tensor,
+    near: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, ...]:
     """One size class, separate mode: (b, n, H, c) queries, keys, values, (b, n, H, 6 F) rotated queries,
-    (b, n, 6 F) phases, (b, n, n, H) bias -> weighted values (b, n, H, c), weighted phases (b, n, H, 6 F)."""
+    (b, n, 6 F) phases -> weighted values (b, n, H, c), weighted phases (b, n, H, 6 F). With distances, given as
+    their bias (b, n, n, H) and their features (b, n, n, R): also weighted features (b, n, H R)."""
     logits = _key_logits(query, key) + _phase_logits(phase, psi)
-    if bias is not None:
-        logits = logits + bias.transpose(2, 3)
-    weights = torch.softmax(logits, dim=-1)
-    return _sum_values(weights, value), _sum_phases(weights, psi)
+    if near is None:
+        weights = torch.softmax(logits, dim=-1)
+        return _sum_values(weights, value), _sum_phases(weights, psi)
+    bias, radial = near
+    weights = torch.softmax(logits + bias.transpose(2, 3), dim=-1)
+    gathered = torch.einsum("bihj,bijr->bihr", weights, radial).flatten(2)
+    return _sum_values(weights, value), _sum_phases(weights, psi), gathered
 
 
 def radial_features(frac_coords: Tensor, metric: Tensor) -> Tensor:
