@@ -28,6 +28,10 @@ class Outcome:
     candidates: int | None
 
 
+ANY_ONE = "none: one at random"
+"""Order of the rate that one candidate reaches, whichever it is: what the ranking has to beat."""
+
+
 @dataclass(frozen=True)
 class Rate:
     """Share of targets found within the first k candidates of a method, with its 95 % interval."""
@@ -130,8 +134,12 @@ def _rates(summary: pd.DataFrame | None) -> list[Rate]:
                 bar=rate_bar(float(record["match_rate"]), low, high),
             )
         )
+        if present(record.get("match_rate_single")):
+            single = float(record["match_rate_single"])
+            bar = rate_bar(single, None, None)
+            rates.append(Rate(str(record["method"]), 1, ANY_ONE, single, None, None, None, bar))
     order = {method: place for place, method in enumerate(METHODS)}
-    return sorted(rates, key=lambda r: (order.get(r.method, len(order)), r.k))
+    return sorted(rates, key=lambda r: (order.get(r.method, len(order)), r.k, r.order != ANY_ONE))
 
 
 def sign_test(a: int, b: int) -> float:

@@ -81,16 +81,17 @@ def _table(title: str, *columns: str) -> Table:
     """A plain table; numbers to the right."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in columns:
-        right = name in ("rank", "eV/atom", "group", "best k", "found", "95 % interval", "RMSE")
+        right = name in ("rank", "eV/atom", "group", "k", "found", "95 % interval", "RMSE")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     return table
 
 
 def _rates(found: Found) -> Table:
-    table = _table("Known crystals found", "method", "best k", "found", "95 % interval", "RMSE")
+    table = _table("Known crystals found", "method", "first by", "k", "found", "95 % interval", "RMSE")
     for rate in found.rates:
         table.add_row(
             Text(found.methods.get(rate.method, rate.method)),
+            Text(rate.order),
             str(rate.k),
             percent(rate.rate),
             rate.interval,
