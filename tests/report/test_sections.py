@@ -10,7 +10,7 @@ from dao_pipeline.errors import UserError
 from dao_pipeline.report.candidates import MAX_ROWS, energies_section, ranked, top_section
 from dao_pipeline.report.coverage import candidates_funnel, crystals_funnel
 from dao_pipeline.report.figures import Axis, curves, histogram
-from dao_pipeline.report.found import comparison, found_section, sign_test
+from dao_pipeline.report.found import ANY_ONE, comparison, found_section, sign_test
 from dao_pipeline.report.results import load_results
 from dao_pipeline.report.sections import relaxation
 from tests.report.build import build_results, make_campaign
@@ -68,6 +68,13 @@ def test_found_or_not_says_who_is_ahead(results):
     assert "Template substitution is ahead of DAO-G".lower() in found.sentences[0].lower()
     assert "chance alone could make this difference" in found.sentences[0]
     assert "DAO-G is ahead of random generation" in found.sentences[1]
+
+
+def test_rate_of_any_one_candidate_stands_before_the_ranked_ones(results):
+    ours = [rate for rate in found_section(results).rates if rate.method == "dao"]
+    assert [(rate.k, rate.order == ANY_ONE) for rate in ours] == [(1, True), (1, False), (ours[-1].k, False)]
+    assert ours[0].rate == pytest.approx(0.07)
+    assert ours[0].interval == "–"
 
 
 def test_sign_test_is_exact():
