@@ -22,7 +22,7 @@ from dao_pipeline.crystals.dataset import size_batches
 from dao_pipeline.crystals.flat import FlatCrystals, list_values, structure_columns
 from dao_pipeline.crystals.geometry import cell_parameters, lattices_from_parameters
 from dao_pipeline.crystals.schema import COLUMNS
-from dao_pipeline.crystals.table import file_hash, provenance, read_about, read_table, write_table
+from dao_pipeline.crystals.table import file_hash, is_finished, provenance, read_table, write_table
 from dao_pipeline.device import pick_device
 from dao_pipeline.energy.predict import guidance_gradient, load_energy_model
 from dao_pipeline.errors import ContinueLater, UserError
@@ -31,7 +31,7 @@ from dao_pipeline.model.dao import DaoModel, load_model
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.process.sampler import sample
 from dao_pipeline.progress import Reporter
-from dao_pipeline.training.run import stage_seed
+from dao_pipeline.seeds import stage_seed
 
 _log = logging.getLogger("dao_pipeline")
 
@@ -78,7 +78,7 @@ def generate_candidates(
     with Interruptible() as interrupt, Reporter(f"generate_candidates shard {shard}", len(sizes)) as progress:
         for number, indices in enumerate(batches):
             part = work / f"batch-{number:05d}.parquet"
-            if not (part.exists() and read_about(part).get("identity") == identity):
+            if not is_finished(part, identity):
                 seed = stage_seed(campaign.seed, f"generate:{shard}:{number}")
                 batch = generate_rows(rows.take(indices), dao_g, dao_p, settings, seed)
                 write_table(batch, part, {**about, "identity": identity})

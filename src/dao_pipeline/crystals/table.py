@@ -154,6 +154,15 @@ def read_about(path: Path) -> dict[str, Any]:
     return note
 
 
+def is_finished(part: Path, identity: dict[str, Any]) -> bool:
+    """Whether ``part``, a finished piece of a stage's work, is there and was made from the same ``identity``.
+
+    A stage writes pieces with ``identity`` (inputs, settings) among their metadata; after an interruption those
+    with the same one are kept, others are made anew.
+    """
+    return part.exists() and read_about(part).get("identity") == identity
+
+
 def _read_file(path: Path, columns: Sequence[str] | None) -> pa.Table:
     note = read_about(path)
     try:

@@ -19,7 +19,7 @@ from dao_pipeline.crystals.dataset import CrystalDataset, size_batches
 from dao_pipeline.crystals.flat import FlatCrystals, flatten, structure_columns
 from dao_pipeline.crystals.geometry import shortest_distances
 from dao_pipeline.crystals.schema import COLUMNS
-from dao_pipeline.crystals.table import file_hash, iter_tables, provenance, read_about, read_table, write_table
+from dao_pipeline.crystals.table import file_hash, is_finished, iter_tables, provenance, read_table, write_table
 from dao_pipeline.device import pick_device
 from dao_pipeline.energy.predict import load_energy_model
 from dao_pipeline.energy.relax import relax
@@ -52,6 +52,7 @@ def relax_dataset(campaign: Campaign, crysdb: Path, model: Path, out: Path, work
         inputs=inputs,
         job=job,
     )
+    identity = {"hashes": hashes, "settings": about["settings_hash"]}
     energy_model = load_energy_model(model, pick_device())
     rows = sum(piece.num_rows for piece in iter_tables(train, columns=["id"]))
     numbers = range(job, -(-rows // settings.shard_size), settings.jobs)
@@ -61,9 +62,8 @@ def relax_dataset(campaign: Campaign, crysdb: Path, model: Path, out: Path, work
             if number not in numbers:
                 continue
             part = work / f"shard-{number:05d}.parquet"
-            identity = {"identity": {"hashes": hashes, "settings": about["settings_hash"]}}
-            if not (part.exists() and read_about(part).get("identity") == identity["identity"]):
-                write_table(relax_table(energy_model, table, settings), part, {**about, **identity})
+            if not is_finished(part, identity):
+                write_table(relax_table(energy_model, table, settings), part, {**about, "identity": identity})
             parts.append(part)
             progress.advance()
             if interrupt.requested and len(parts) < len(numbers):

@@ -15,7 +15,8 @@ from dao_pipeline.crystals.volume import fit_element_volumes
 from dao_pipeline.energy.objective import EnergyObjective
 from dao_pipeline.errors import UserError
 from dao_pipeline.model.dao import About, DaoModel
-from dao_pipeline.training.run import stage_seed, train_to_directory
+from dao_pipeline.seeds import stage_seed
+from dao_pipeline.training.run import train_to_directory
 
 STAGE = "train_energy_model"
 

@@ -14,7 +14,8 @@ from dao_pipeline.crystals.volume import fit_element_volumes
 from dao_pipeline.errors import UserError
 from dao_pipeline.model.dao import About, DaoModel, load_model
 from dao_pipeline.process.objective import generator_objective
-from dao_pipeline.training.run import stage_seed, train_to_directory
+from dao_pipeline.seeds import stage_seed
+from dao_pipeline.training.run import train_to_directory
 
 
 def pretrain_generator(

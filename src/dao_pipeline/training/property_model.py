@@ -23,7 +23,8 @@ from dao_pipeline.energy.property import Target
 from dao_pipeline.errors import UserError
 from dao_pipeline.model.dao import DaoModel
 from dao_pipeline.model.layout import Layout
-from dao_pipeline.training.run import stage_seed, train_to_directory
+from dao_pipeline.seeds import stage_seed
+from dao_pipeline.training.run import train_to_directory
 
 STAGE = "finetune_property"
 LIMITS = CrysDB(max_atoms=200)

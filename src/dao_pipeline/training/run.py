@@ -16,6 +16,7 @@ from dao_pipeline.crystals.dataset import CrystalDataset
 from dao_pipeline.crystals.table import file_hash, provenance, write_table
 from dao_pipeline.device import pick_device
 from dao_pipeline.model.dao import DaoModel, save_model
+from dao_pipeline.seeds import stage_seed
 from dao_pipeline.training.loop import Objective, train
 from dao_pipeline.training.metrics import metrics_table
 
@@ -74,9 +75,3 @@ def train_to_directory(
     write_table(metrics_table(stage, records), out / "metrics.parquet", about)
     save_model(model, out)
     shutil.rmtree(work, ignore_errors=True)
-
-
-def stage_seed(seed: int, stage: str) -> int:
-    """Seed of a stage: stages of one campaign do not share random numbers."""
-    digest = hashlib.sha256(f"{seed}:{stage}".encode()).digest()
-    return int.from_bytes(digest[:4], "big")
