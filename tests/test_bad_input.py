@@ -35,7 +35,7 @@ def process(path: Path, out: Path) -> tuple[dict[str, str], set[str]]:
     values = {
         "name": "bad",
         "data": {"source": "file", "path": str(path), "energy_method": "PBE"},
-        "crysdb": {"val_fraction": 0, "test_fraction": 0},
+        "crysdb": {"min_atoms": 1, "val_fraction": 0, "test_fraction": 0},
     }
     campaign = parse_campaign(values, "test")
     download(campaign, out / "raw" / "raw.parquet")

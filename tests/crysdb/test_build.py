@@ -21,9 +21,11 @@ from dao_pipeline.errors import UserError
 from tests.make import binary, crystal, raw_file, shared_data
 
 ALL = [binary(i) for i in range(128)]
+EXACT, OFF = {"dedup": {"mode": "exact"}}, {"dedup": {"mode": "off"}}
 
 
 def campaign(**sections: Any) -> Campaign:
+    sections["crysdb"] = {"min_atoms": 1} | sections.get("crysdb", {})
     return parse_campaign({"name": "test"} | sections, "test")
 
 
@@ -168,7 +170,7 @@ def test_limits_come_from_the_campaign(tmp_path: Path, limits: dict[str, float],
 
 def test_repeated_ids(tmp_path: Path) -> None:
     unusable = replace(binary(3), extra={})
-    tables = build(tmp_path, [unusable, *ALL, replace(binary(9), id="t-8")])
+    tables = build(tmp_path, [unusable, *ALL, replace(binary(9, e_above_hull=0.05), id="t-8")])
     rows = sorted((row["id"], row["reason"]) for row in tables["rejected"])
     assert rows == [("t-3", "no_label"), ("t-8", "duplicate_id")]
     assert "t-3" in ids(tables["train"]) | ids(tables["val"]) | ids(tables["test"])
@@ -192,20 +194,25 @@ def test_the_same_crystal_in_other_words_is_a_duplicate(tmp_path: Path) -> None:
     order = [3, 0, 5, 1, 2, 4]
     other_words = replace(
         rutile,
-        id="copy",
+        id="same",
         lattice=change @ rutile.lattice,
         frac_coords=((rutile.frac_coords + np.array([0.1, 0.2, 0.3])) @ np.linalg.inv(change))[order],
         atomic_numbers=rutile.atomic_numbers[order],
     )
     strained = replace(rutile, id="strained", lattice=rutile.lattice * 1.01)
     moved = replace(rutile, id="moved", frac_coords=rutile.frac_coords + np.eye(6, 3) * 0.02)
-    tables = build(tmp_path, [rutile, other_words, strained, moved, *ALL])
-    assert reasons(tables) == {"copy": "duplicate"}
+    larger = replace(rutile, id="another-volume", lattice=rutile.lattice * 1.05)
+    tables = build(tmp_path, [rutile, other_words, strained, moved, larger, *ALL], crysdb=EXACT)
+    assert reasons(tables) == {"same": "duplicate"}
     assert tables["rejected"][0]["detail"] == "same crystal as rutile"
+    tables = build(tmp_path, [rutile, other_words, strained, moved, larger, *ALL])
+    assert reasons(tables) == dict.fromkeys(("same", "strained", "moved"), "duplicate")
+    tables = build(tmp_path, [rutile, other_words, strained, moved, larger, *ALL], crysdb=OFF)
+    assert not tables["rejected"]
 
 
 def test_many_copies_keep_one(tmp_path: Path) -> None:
-    copies = [replace(binary(7), id=f"copy-{i}", lattice=binary(7).lattice * (1 + 1e-6 * i)) for i in range(40)]
+    copies = [replace(binary(7), id=f"z-{i}", lattice=binary(7).lattice * (1 + 1e-6 * i)) for i in range(40)]
     tables = build(tmp_path, [*ALL, *copies])
     assert set(reasons(tables)) == {c.id for c in copies}
     assert {row["detail"] for row in tables["rejected"]} == {"same crystal as t-7"}
@@ -272,11 +279,23 @@ def test_requested_elements_must_be_trained_on(tmp_path: Path) -> None:
     assert not (tmp_path / "crysdb").exists()
 
 
-def test_mixed_levels_of_theory_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    crystals = [binary(i, energy_method="PBE" if i % 2 else "r2SCAN") for i in range(128)]
-    build(tmp_path, crystals)
-    assert "labels of different levels of theory are mixed" in caplog.text
-    assert read_about(tmp_path / "crysdb" / "val.parquet")["energy_methods"] == {"r2SCAN": 64, "PBE": 64}
+def test_levels_of_theory_are_mixed_only_on_demand(tmp_path: Path) -> None:
+    crystals = [binary(i, energy_method=("PBE", "PBE", "r2SCAN", None)[i % 4]) for i in range(128)]
+    with pytest.raises(UserError, match=r"PBE \(64 crystals\), r2SCAN \(32 crystals\), unknown \(32 crystals\)"):
+        build(tmp_path, crystals)
+    everything = {"energy_methods": ["PBE", "r2SCAN", "unknown"]}
+    assert not build(tmp_path, crystals, crysdb=everything)["rejected"]
+    found = read_about(tmp_path / "crysdb" / "val.parquet")["energy_methods"]
+    assert found == {"PBE": 64, "r2SCAN": 32, "unknown": 32}
+    lost = reasons(build(tmp_path, crystals, crysdb={"energy_methods": ["PBE"]}))
+    assert lost == {f"t-{i}": "no_label" for i in range(128) if i % 4 > 1}
+    kept = build(tmp_path, crystals, crysdb={"energy_methods": ["PBE"], "require_label": False})
+    assert not kept["rejected"]
+    rows = [row for name in ("train", "val", "test") for row in kept[name]]
+    assert {row["energy_method"] for row in rows} == {"PBE", None}
+    assert all((row["e_above_hull"] is None) == (row["energy_method"] is None) for row in rows)
+    about = read_about(tmp_path / "crysdb" / "val.parquet")
+    assert about["energies_left_out"] == {"r2SCAN": 32, "unknown": 32}
 
 
 def test_empty_and_foreign_tables(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def screened() -> pa.Table:
 def folder(tmp_path: Path) -> Path:
     write_table(to_table(TRAIN), tmp_path / "crysdb" / "train.parquet", {})
     write_table(to_table([ROCKSALT, ZINCBLENDE, UNASKED]), tmp_path / "crysdb" / "test.parquet", {})
-    write_table(screened(), tmp_path / "screened.parquet", {})
+    write_table(screened(), tmp_path / "screened.parquet", {"training": {"generator": []}})
     return tmp_path
 
 

@@ -12,7 +12,8 @@ from pymatgen.core.structure_matcher import StructureMatcher
 from dao_pipeline.config import Matcher
 from dao_pipeline.crystals.convert import from_structure, to_structure
 from dao_pipeline.crystals.crystal import Crystal
-from dao_pipeline.evaluation.matching import Sameness, comparable, match, match_target, structure_matcher
+from dao_pipeline.crystals.matching import Sameness, comparable, structure_matcher
+from dao_pipeline.evaluation.matching import match, match_target
 from tests.make import crystal, shared_data
 
 FCC = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]) / 2

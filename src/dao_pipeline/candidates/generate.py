@@ -21,6 +21,7 @@ from dao_pipeline.config import Campaign, Generate, stage_settings
 from dao_pipeline.crystals.dataset import size_batches
 from dao_pipeline.crystals.flat import FlatCrystals, list_values, structure_columns
 from dao_pipeline.crystals.geometry import cell_parameters, lattices_from_parameters
+from dao_pipeline.crystals.held_out import training_of
 from dao_pipeline.crystals.schema import COLUMNS
 from dao_pipeline.crystals.table import file_hash, is_finished, provenance, read_table, write_table
 from dao_pipeline.device import pick_device
@@ -64,6 +65,7 @@ def generate_candidates(
         inputs=inputs,
         shard=shard,
         seed=campaign.seed,
+        training={"generator": training_of(generator), "energy_model": training_of(energy_model)},
     )
     models = {name: file_hash(inputs[name]) for name in ("generator", "energy_model")}
     identity = {"models": models, "settings": about["settings_hash"], "ids": rows["id"].to_pylist()}

@@ -24,7 +24,7 @@ from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.flat import flatten
 from dao_pipeline.crystals.geometry import shortest_distances, volumes
 from dao_pipeline.crystals.schema import COLUMNS
-from dao_pipeline.crystals.table import iter_tables, provenance, read_table, write_table
+from dao_pipeline.crystals.table import iter_tables, provenance, read_about, read_table, write_table
 from dao_pipeline.parallel import parallel_map
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ def screen_candidates(
         settings=stage_settings(campaign, "screen_candidates"),
         inputs={"plan": plan, "generated": generated, "crysdb": crysdb, "energy_model": energy_model},
         symprec=campaign.screen.symprec,
+        training=read_about(generated).get("training"),
     )
     write_top(table, campaign.screen.top_k, out.parent / "top.zip")
     write_table(table, out, about)
@@ -165,8 +166,8 @@ def compare(table: pa.Table, references: dict[str, list[Crystal]], settings: Scr
 
 def screen_composition(task: Task) -> list[Verdict]:
     """Compare the valid candidates of one composition with each other and with known crystals."""
+    from dao_pipeline.crystals.matching import Sameness
     from dao_pipeline.crystals.symmetry import spacegroup
-    from dao_pipeline.evaluation.matching import Sameness
 
     same = Sameness(task.matcher)
     reduced = [same.reduce(crystal) for crystal in task.crystals]

@@ -1,199 +1,256 @@
-"""Stage build_crysdb: from raw crystals to clean, reduced, labelled and split ones."""
+"""Stage build_crysdb: from raw crystals to clean, reduced, labelled and split ones.
+
+Two passes over the raw table, a row group at a time. The first cleans structures and puts them into plain files;
+what is then decided on all crystals together (labels, duplicates, splits) needs a few dozen bytes of each. The
+second writes the splits. Memory is that, and not the size of the table.
+"""
 
 from __future__ import annotations
 
 import logging
+import shutil
+import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from dao_pipeline.config import Campaign, expand_path, stage_settings
-from dao_pipeline.crysdb.clean import Ledger, duplicates, implausible, malformed, repeated_ids, too_close
-from dao_pipeline.crysdb.labels import energies, methods
-from dao_pipeline.crysdb.split import SPLITS, assign, given_split
-from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
-from dao_pipeline.crystals.flat import FlatCrystals, flatten, formulas, list_values, structure_columns
+from dao_pipeline.config import Campaign, stage_settings
+from dao_pipeline.crysdb.clean import clean
+from dao_pipeline.crysdb.facts import Facts, facts_of, gather
+from dao_pipeline.crysdb.ledger import Ledger, Rejections
+from dao_pipeline.crysdb.select import Selection, select
+from dao_pipeline.crysdb.split import SPLITS, TRAIN
+from dao_pipeline.crysdb.store import Store, StoreWriter
+from dao_pipeline.crystals.flat import structure_columns
 from dao_pipeline.crystals.formula import parse_formula
-from dao_pipeline.crystals.niggli import niggli_reduce
-from dao_pipeline.crystals.schema import CRYSTAL
-from dao_pipeline.crystals.table import provenance, read_table, require_crystals, write_rejected, write_table
+from dao_pipeline.crystals.held_out import crystals_digest
+from dao_pipeline.crystals.schema import COLUMNS, CRYSTAL
+from dao_pipeline.crystals.table import (
+    ROW_GROUP,
+    file_hash,
+    iter_tables,
+    provenance,
+    read_about,
+    require_crystals,
+    table_files,
+    write_table,
+    writing,
+)
 from dao_pipeline.errors import UserError
-from dao_pipeline.sources.files import read_crystals
 
 log = logging.getLogger(__name__)
 
 STAGE = "build_crysdb"
 
+Observer = Callable[[str, int, float], None]
+"""Told of each step that is over: its name, crystals that entered it, seconds."""
 
-def build_crysdb(campaign: Campaign, raw: Path, out: Path) -> None:
+_OPTIONAL = ("published", "precursor_of")
+"""Columns beyond the crystal schema that CrysDB keeps where the source has them."""
+
+
+def build_crysdb(campaign: Campaign, raw: Path, out: Path, observe: Observer | None = None) -> None:
     """Write ``train``, ``val``, ``test`` and ``rejected.parquet`` into ``out``: every raw crystal is in one.
 
     Cells become Niggli cells, rebuilt from their parameters; formulas are computed anew.
 
-    Raises UserError when nothing is left to train on, when ``raw`` is no crystal table, and when an element of
-    the requested compositions does not occur in the training split.
+    Raises UserError when nothing is left to train on, when ``raw`` is no crystal table, when labels of several
+    levels of theory are mixed, and when an element of the requested compositions does not occur in the training
+    split.
     """
     require_crystals(raw)
-    table = _complete(read_table(raw))
-    if table.num_rows == 0:
-        raise UserError(f"{raw}: no crystals. Check the campaign's data section and rerun download.")
-    excluded, exclude_paths = _excluded(campaign)
-    ledger = Ledger(table["id"].to_pylist())
-    kept = _clean(table, campaign, excluded, ledger)
-    parts = {split: kept.filter(pa.array(np.array(kept["split"].to_pylist()) == split)) for split in SPLITS}
-    rejected = ledger.rows(STAGE)
-    if sum(part.num_rows for part in parts.values()) + len(rejected) != table.num_rows:
-        raise RuntimeError(f"{raw}: {table.num_rows} crystals do not add up after cleaning")
-    counts: dict[str, Any] = {split: part.num_rows for split, part in parts.items()}
-    counts |= {"raw": table.num_rows, "rejected": dict(Counter(row["reason"] for row in rejected).most_common())}
-    _require_training(campaign, parts["train"], counts)
+    work = out.parent / f".{out.name}.building"
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        _build(campaign, raw, out, work, observe or _log_step)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
-    note = provenance(
-        STAGE,
-        campaign=campaign.name,
-        settings=stage_settings(campaign, STAGE),
-        inputs={"raw": raw} | {f"exclude[{i}]": path for i, path in enumerate(exclude_paths)},
-        counts=counts,
-        label=campaign.energy_model.label,
-        energy_methods=methods(kept),
-    )
-    for split, part in parts.items():
-        write_table(part, out / f"{split}.parquet", note)
-    write_rejected(rejected, out / "rejected.parquet", note)
-    if not parts["val"].num_rows:
+
+def _build(campaign: Campaign, raw: Path, out: Path, work: Path, observe: Observer) -> None:
+    rejections = Rejections(STAGE)
+
+    @contextmanager
+    def step(name: str, crystals: int | None = None) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        observe(name, total if crystals is None else crystals, time.perf_counter() - start)
+
+    total = sum(pq.ParquetFile(file).metadata.num_rows for file in table_files(raw))
+    if total == 0:
+        raise UserError(f"{raw}: no crystals. Check the campaign's data section and rerun download.")
+    with step("clean"):
+        store, facts, raw_sources = _clean(campaign, raw, work / "structures", rejections)
+    chosen = select(campaign, raw, store, facts, rejections, step)
+    note = _note(campaign, raw, facts, chosen, rejections, raw_sources)
+    if chosen.counts() != {name: note["counts"][name] for name in SPLITS} or note["counts"]["raw"] != total:
+        raise RuntimeError(f"{raw}: {total} crystals do not add up after cleaning")
+    _require_training(campaign, facts, chosen, note["counts"])
+    with step("write", len(chosen.rows)):
+        _write(raw, store, facts, chosen, out, note)
+        write_table(rejections.table(), out / "rejected.parquet", note)
+    if not note["counts"]["val"]:
         log.warning("crysdb: no crystals for validation; raise crysdb.val_fraction or give some the split val")
-    log.info("crysdb: %s", ", ".join(f"{name} {n}" for name, n in counts.items()))
+    log.info("crysdb: %s", ", ".join(f"{name} {n}" for name, n in note["counts"].items()))
+
+
+def _log_step(name: str, crystals: int, seconds: float) -> None:
+    log.info("crysdb: %s: %d crystals, %.1f s", name, crystals, seconds)
+
+
+def _clean(
+    campaign: Campaign, raw: Path, folder: Path, rejections: Rejections
+) -> tuple[Store, Facts, dict[str, int]]:
+    """The first pass: usable structures in a store, facts about them, and raw crystals by source."""
+    writer = StoreWriter(folder)
+    pieces = []
+    sources: Counter[str] = Counter()
+    done = 0
+    for piece in iter_tables(raw, ROW_GROUP):
+        piece = _complete(piece)
+        ledger = Ledger([""] * piece.num_rows)
+        flat, rows = clean(piece, campaign.crysdb, ledger)
+        writer.append(flat)
+        pieces.append(facts_of(piece.take(pa.array(rows)), flat, done + rows))
+        lost = np.flatnonzero(~ledger.alive)
+        named = piece.select(["id", "source"]).take(pa.array(lost))
+        rejections.add(
+            done + lost, named["id"], named["source"], ledger.reason[lost].tolist(), ledger.detail[lost].tolist()
+        )
+        for entry in pc.value_counts(pc.fill_null(piece["source"], "")).to_pylist():
+            sources[entry["values"]] += entry["counts"]
+        done += piece.num_rows
+    return writer.close(), gather(pieces), dict(sources)
 
 
 def _complete(table: pa.Table) -> pa.Table:
     """The table with every column of the crystal schema, null where it lacks one."""
-    for name, column in CRYSTAL.items():
+    for name in (*CRYSTAL, *_OPTIONAL):
+        column = COLUMNS[name]
         if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(table.num_rows, column.type))
+            if name in CRYSTAL:
+                table = table.append_column(name, pa.nulls(table.num_rows, column.type))
         elif table[name].type != column.type:
             raise UserError(
                 f"column {name} is {table[name].type}, not {column.type}; this is no crystal table. "
                 "Import foreign files with the download stage (data.source: file)."
             )
-    names = [*CRYSTAL, *(["precursor_of"] if "precursor_of" in table.column_names else [])]
-    return table.select(names)
+    return table.select([*CRYSTAL, *(name for name in _OPTIONAL if name in table.column_names)])
 
 
-def _clean(table: pa.Table, campaign: Campaign, excluded: set[str], ledger: Ledger) -> pa.Table:
-    """The usable crystals of ``table``, reduced and split; the others go into the ledger."""
-    limits = campaign.crysdb
-    malformed(table, ledger)
-    rows = np.flatnonzero(ledger.alive)
-    flat = flatten(table.filter(pa.array(ledger.alive)))
-
-    def drop() -> None:
-        nonlocal rows, flat
-        keep = ledger.alive[rows]
-        rows, flat = rows[keep], flat.select(keep)
-
-    implausible(flat, rows, ledger, limits)
-    drop()
-    flat, failures = niggli_reduce(flat)
-    failed = list(failures)
-    ledger.reject(rows[failed], "niggli_failed", lambda k: failures[failed[k]])
-    drop()
-    too_close(flat, rows, ledger, limits.min_distance)
-    drop()
-    _label(table, campaign, rows, ledger)
-    drop()
-    repeated_ids(rows, ledger)  # only now, so that an unusable row does not stand in the way of a usable one
-    drop()
-    names = np.full(table.num_rows, "", dtype=object)
-    names[rows] = formulas(flat)
-    hit = rows[np.isin(names[rows], list(excluded))] if excluded else rows[:0]
-    ledger.reject(hit, "excluded", "its composition is in a table of crysdb.exclude")
-    given = given_split(table) if limits.use_given_split else np.full(table.num_rows, "", dtype=object)
-    odd = rows[~np.isin(given[rows], ["", *SPLITS])]
-    ledger.reject(odd, "unknown_split", lambda k: f"split {given[odd[k]]!r} is not train, val or test")
-    drop()
-    copies = duplicates(flat, names[rows].tolist(), _preference(table.take(pa.array(rows)), given[rows]))
-    copy = list(copies)
-    ledger.reject(rows[copy], "duplicate", lambda k: f"same crystal as {ledger.ids[rows[copies[copy[k]]]]}")
-    same_as = {ledger.ids[rows[i]]: ledger.ids[rows[j]] for i, j in copies.items()}
-    drop()
-    fractions = {"val_fraction": limits.val_fraction, "test_fraction": limits.test_fraction}
-    split = assign(names[rows].tolist(), given[rows], seed=campaign.seed, **fractions)
-    ledger.reject(rows[split == ""], "composition_in_test", "the given test split has this composition")
-    drop()
-    return _rebuild(table.take(pa.array(rows)), flat, names[rows].tolist(), split[split != ""].tolist(), same_as)
-
-
-def _preference(table: pa.Table, given: np.ndarray) -> np.ndarray:
-    """(m,) int64: which of several equal crystals is kept, the lowest.
-
-    One that stands in the given test or val split is kept there, its copies elsewhere are not; a relaxed
-    crystal is kept rather than the precursor that is equal to it; else the first.
-    """
-    side = np.array([{"test": 0, "val": 1}.get(name, 2) for name in given], dtype=np.int64)
-    precursor = np.zeros(len(side), dtype=bool)
-    if "precursor_of" in table.column_names:
-        precursor = table["precursor_of"].is_valid().to_numpy()
-    rank = np.empty(len(side), dtype=np.int64)
-    rank[np.lexsort((np.arange(len(side)), precursor, side))] = np.arange(len(side))
-    return rank
-
-
-def _label(table: pa.Table, campaign: Campaign, rows: np.ndarray, ledger: Ledger) -> None:
-    """Reject crystals too far above the hull, and those without the label of the energy model."""
-    limit = campaign.crysdb.max_e_above_hull
-    above = energies(table, "e_above_hull")
-    far = np.flatnonzero(above[rows] > limit)  # NaN, unknown, is not far
-    ledger.reject(
-        rows[far], "e_above_hull", lambda k: f"{above[rows[far[k]]]:.4g} eV/atom above the hull, at most {limit:g}"
+def _note(
+    campaign: Campaign,
+    raw: Path,
+    facts: Facts,
+    chosen: Selection,
+    rejections: Rejections,
+    raw_sources: dict[str, int],
+) -> dict[str, Any]:
+    """The metadata of all four files."""
+    counts: dict[str, Any] = chosen.counts()
+    total = sum(counts.values()) + len(rejections)
+    counts |= {"raw": total, "rejected": rejections.counts()}
+    inputs = {"raw": raw} | {f"exclude[{i}]": e.path for i, e in enumerate(chosen.excluded)}
+    test = pa.array(chosen.rows[chosen.side == SPLITS.index("test")])
+    formulas = pa.array(facts.formula.names, pa.string()).take(pa.array(facts.formula.code)).take(test)
+    own_test = {
+        "name": "own test split",
+        "crystals": len(test),
+        "digest": crystals_digest(facts.ids.take(test), pa.chunked_array([formulas])),
+    }
+    origin = read_about(raw).get("inputs") or {}
+    return provenance(
+        STAGE,
+        campaign=campaign.name,
+        settings=stage_settings(campaign, STAGE),
+        inputs=inputs,
+        counts=counts,
+        label=campaign.energy_model.label,
+        **chosen.about,
+        held_out=[own_test, *(e.about(campaign.crysdb.exclude_by, n) for e, n in chosen.removed())],
+        sources={name: entry["hash"] for name, entry in origin.items()} or {"raw": file_hash(raw)},
+        coverage=_coverage(facts, chosen, rejections, raw_sources),
     )
-    label = campaign.energy_model.label
-    unlabelled = rows[np.isnan(energies(table, label)[rows])]
-    ledger.reject(unlabelled, "no_label", f"{label} is missing")
 
 
-def _rebuild(
-    table: pa.Table, flat: FlatCrystals, names: list[str], split: list[str], same_as: dict[str | None, str | None]
-) -> pa.Table:
-    """``table`` with its structures replaced by ``flat``, its splits set, and links to lost crystals cut."""
-    columns = {**structure_columns(flat, names), "split": pa.array(split, pa.string())}
-    for name in ("formation_energy", "e_above_hull"):
-        columns[name] = pa.array(energies(table, name), from_pandas=True)
-    if "precursor_of" in table.column_names:
-        side = dict(zip(table["id"].to_pylist(), split, strict=True))
-        targets = [same_as.get(target, target) for target in table["precursor_of"].to_pylist()]
-        linked = [target if side.get(target) == own else None for target, own in zip(targets, split, strict=True)]
-        columns["precursor_of"] = pa.array(linked, pa.string())
-    return pa.table({name: columns.get(name, table[name]) for name in table.column_names})
+def _coverage(
+    facts: Facts, chosen: Selection, rejections: Rejections, raw_sources: dict[str, int]
+) -> dict[str, dict[str, Any]]:
+    """By source: crystals in, rejected by reason, duplicates within and across sources, and on each side."""
+    lost = rejections.by_source()
+    kept = pc.fill_null(facts.sources, "").take(pa.array(chosen.rows))
+    sides = pa.table({"source": kept, "side": pa.array(np.array(SPLITS)[chosen.side])})
+    result: dict[str, dict[str, Any]] = {
+        name: {"raw": n, "rejected": lost.get(name, {}), **dict.fromkeys(SPLITS, 0), **chosen.copies.get(name, {})}
+        for name, n in raw_sources.items()
+    }
+    for entry in sides.group_by(["source", "side"]).aggregate([([], "count_all")]).to_pylist():
+        result[entry["source"]][entry["side"]] = entry["count_all"]
+    return result
 
 
-def _excluded(campaign: Campaign) -> tuple[set[str], list[Path]]:
-    """Compositions that must not be trained on, and the files they come from."""
-    paths = [expand_path(text) for text in campaign.crysdb.exclude]
-    found: set[str] = set()
-    for path in paths:
-        imported = read_crystals(path, processes=campaign.compute.cpu.threads)
-        found |= set(imported.table["formula"].to_pylist())
-        if imported.rejected:
-            log.warning("%s: %d rows could not be read and exclude nothing", path, len(imported.rejected))
-    return found, paths
+def _write(raw: Path, store: Store, facts: Facts, chosen: Selection, out: Path, note: dict[str, Any]) -> None:
+    """The second pass: the raw table again, with new structures, energies, splits and links."""
+    names = set(pq.read_schema(table_files(raw)[0]).names)
+    columns = [*CRYSTAL, *(name for name in _OPTIONAL if name in names)]
+    schema = pa.schema([(name, COLUMNS[name].type) for name in columns])
+    formula_names = pa.array(facts.formula.names, pa.string())
+    method_names = pa.array(facts.method.names, pa.string())
+    counts = chosen.counts()
+    with (
+        writing(out / "train.parquet", schema, note, counts["train"]) as train,
+        writing(out / "val.parquet", schema, note, counts["val"]) as val,
+        writing(out / "test.parquet", schema, note, counts["test"]) as test,
+    ):
+        done = 0
+        for piece in iter_tables(raw, ROW_GROUP):
+            places = np.arange(*np.searchsorted(facts.row[chosen.rows], [done, done + piece.num_rows]))
+            rows, side = chosen.rows[places], chosen.side[places]
+            table = _complete(piece).take(pa.array(facts.row[rows] - done))
+            done += piece.num_rows
+            if not len(rows):
+                continue
+            method = facts.method.code[rows]
+            new = {
+                **structure_columns(store.take(rows), formula_names.take(pa.array(facts.formula.code[rows]))),
+                "split": pa.array(np.array(SPLITS, dtype=object)[side], pa.string()),
+                "formation_energy": pa.array(facts.formation_energy[rows], from_pandas=True),
+                "e_above_hull": pa.array(facts.e_above_hull[rows], from_pandas=True),
+                "energy_method": method_names.take(pa.array(method, mask=method < 0)),
+                "precursor_of": chosen.links.take(pa.array(places)),
+            }
+            values = [new.get(name, table[name]) for name in columns]
+            table = pa.table(values, schema=schema)
+            for k, write in enumerate((train, val, test)):
+                write(table.filter(pa.array(side == k)))
 
 
-def _require_training(campaign: Campaign, train: pa.Table, counts: dict[str, Any]) -> None:
+def _require_training(campaign: Campaign, facts: Facts, chosen: Selection, counts: dict[str, Any]) -> None:
     """Raise UserError unless there is something to train on, with all elements that are asked for."""
-    if train.num_rows == 0:
+    train = chosen.rows[chosen.side == TRAIN]
+    if not len(train):
         lost = ", ".join(f"{n} {reason}" for reason, n in counts["rejected"].items()) or "none"
         raise UserError(
             f"crysdb: no crystal is left to train on ({counts['raw']} in, rejected: {lost}; val {counts['val']}, "
             f"test {counts['test']}). Widen the limits of crysdb, choose an energy_model.label that the source "
             "has, or use more compositions."
         )
-    seen = set(np.unique(list_values(train["atomic_numbers"])).tolist())
-    for i, composition in enumerate(campaign.generate.compositions or []):
+    asked = campaign.generate.compositions or []
+    if not asked:
+        return
+    seen = {
+        z for k in np.unique(facts.formula.code[train]).tolist() for z in parse_formula(facts.formula.names[k])
+    }
+    for i, composition in enumerate(asked):
         for symbol in parse_formula(composition.formula):
-            if ATOMIC_NUMBERS[symbol] not in seen:
+            if symbol not in seen:
                 raise UserError(
                     f"generate.compositions[{i}] = {composition.formula}: no training crystal contains {symbol}. "
                     f"Add crystals with {symbol} to the source, or remove the composition."

@@ -1,53 +1,42 @@
-"""Cleaning: which rows of a crystal table cannot be trained on, and why. Whole tables at once."""
+"""Cleaning: which rows of a crystal table cannot be trained on, and why. A piece of a table at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 
 from dao_pipeline.config import CrysDB
-from dao_pipeline.crystals.flat import FlatCrystals, list_lengths
+from dao_pipeline.crysdb.ledger import Ledger
+from dao_pipeline.crystals.flat import FlatCrystals, flatten, list_lengths
 from dao_pipeline.crystals.formula import MAX_ATOMIC_NUMBER
-from dao_pipeline.crystals.geometry import nearest_image_distances, shortest_distances, volumes
-
-SAME_VOLUME = 1e-3
-"""Relative difference of volume up to which two crystals may be one."""
-
-SAME_DISTANCE = 0.01
-"""Angstrom: duplicates agree in every interatomic distance to this."""
+from dao_pipeline.crystals.geometry import shortest_distances, volumes
+from dao_pipeline.crystals.niggli import niggli_reduce
 
 _NO_VOLUME = 1e-3
 """Angstrom^3: cells below are flat; their geometry means nothing."""
 
 
-class Ledger:
-    """Which rows of a table of n crystals are rejected, and why; the first reason stands."""
+def clean(table: pa.Table, limits: CrysDB, ledger: Ledger) -> tuple[FlatCrystals, np.ndarray]:
+    """The usable structures of a piece of a table in their Niggli cells, and their rows; the others are
+    rejected."""
+    malformed(table, ledger)
+    rows = np.flatnonzero(ledger.alive)
+    flat = flatten(table.filter(pa.array(ledger.alive)))
+    implausible(flat, rows, ledger, limits)
+    flat, rows = _alive(flat, rows, ledger)
+    flat, failures = niggli_reduce(flat)
+    failed = list(failures)
+    ledger.reject(rows[failed], "niggli_failed", lambda k: failures[failed[k]])
+    flat, rows = _alive(flat, rows, ledger)
+    too_close(flat, rows, ledger, limits.min_distance)
+    return _alive(flat, rows, ledger)
 
-    def __init__(self, ids: list[str | None]) -> None:
-        self.ids = ids
-        self.reason = np.full(len(ids), "", dtype=object)
-        self.detail = np.full(len(ids), "", dtype=object)
 
-    @property
-    def alive(self) -> np.ndarray:
-        """(n,) bool: rows that are not rejected."""
-        return self.reason == ""
-
-    def reject(self, rows: Iterable[int], reason: str, detail: str | Callable[[int], str]) -> None:
-        """Reject those of ``rows`` that are still alive; ``detail`` is a text, or describes the k-th of them."""
-        for k, row in enumerate(rows):
-            if self.reason[row] == "":
-                self.reason[row] = reason
-                self.detail[row] = detail if isinstance(detail, str) else detail(k)
-
-    def rows(self, stage: str) -> list[dict[str, str]]:
-        """The rejected rows as rejected.parquet has them."""
-        return [
-            {"id": self.ids[i] or f"row:{i}", "stage": stage, "reason": self.reason[i], "detail": self.detail[i]}
-            for i in np.flatnonzero(~self.alive)
-        ]
+def _alive(flat: FlatCrystals, rows: np.ndarray, ledger: Ledger) -> tuple[FlatCrystals, np.ndarray]:
+    keep = ledger.alive[rows]
+    return (flat, rows) if keep.all() else (flat.select(keep), rows[keep])
 
 
 def malformed(table: pa.Table, ledger: Ledger) -> None:
@@ -116,84 +105,3 @@ def too_close(flat: FlatCrystals, rows: np.ndarray, ledger: Ledger, min_distance
 def _reject(ledger: Ledger, rows: np.ndarray, bad: np.ndarray, reason: str, detail: Callable[[int], str]) -> None:
     chosen = np.flatnonzero(bad)
     ledger.reject(rows[chosen], reason, lambda k: detail(int(chosen[k])))
-
-
-def repeated_ids(rows: np.ndarray, ledger: Ledger) -> None:
-    """Reject ``rows`` whose id an earlier one of them has."""
-    first: dict[str | None, int] = {}
-    again = [row for row in rows.tolist() if first.setdefault(ledger.ids[row], row) != row]
-    ledger.reject(again, "duplicate_id", lambda k: f"row {first[ledger.ids[again[k]]]} has this id")
-
-
-def duplicates(flat: FlatCrystals, formulas: list[str], rank: np.ndarray) -> dict[int, int]:
-    """Crystals that are the same as another one: row -> row that is kept, the one of lowest ``rank``.
-
-    Same means: the same atoms in the cell, volumes within ``SAME_VOLUME`` and all interatomic distances,
-    sorted by pair of elements, within ``SAME_DISTANCE``. That does not depend on the order of the atoms, the
-    origin, or the choice among equivalent cells; mirror images count as the same. Cells must be Niggli-reduced.
-    """
-    kept_for: dict[int, int] = {}
-    keys: dict[tuple[str, int], int] = {}
-    pairs = zip(formulas, flat.counts.tolist(), strict=True)
-    group = np.array([keys.setdefault(key, len(keys)) for key in pairs], dtype=np.int64)
-    volume = volumes(flat.lattice)
-    order = np.lexsort((volume, group))
-    prints = _Fingerprints(flat)
-    offset = 1
-    while offset < len(order):
-        left, right = order[:-offset], order[offset:]
-        near = (group[left] == group[right]) & (volume[right] - volume[left] <= SAME_VOLUME * volume[right])
-        if not near.any():
-            break
-        removed = set()
-        for i, j in zip(left[near].tolist(), right[near].tolist(), strict=True):
-            keep, drop = sorted((_root(kept_for, i), _root(kept_for, j)), key=lambda row: rank[row])
-            if keep != drop and prints.same(i, j):
-                kept_for[drop] = keep
-                removed.add(drop)
-        if removed:
-            # neighbours moved up: those now side by side have not been compared
-            order, offset = order[~np.isin(order, list(removed))], 1
-        else:
-            offset += 1
-    return {row: _root(kept_for, row) for row in kept_for}
-
-
-def _root(parents: dict[int, int], row: int) -> int:
-    while row in parents:
-        row = parents[row]
-    return row
-
-
-class _Fingerprints:
-    """Sorted interatomic distances of crystals, computed when first asked for."""
-
-    def __init__(self, flat: FlatCrystals) -> None:
-        self._flat, self._ptr = flat, flat.ptr
-        self._known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def same(self, i: int, j: int) -> bool:
-        (pairs_i, distances_i), (pairs_j, distances_j) = self._of(i), self._of(j)
-        return bool(
-            np.array_equal(pairs_i, pairs_j) and np.allclose(distances_i, distances_j, rtol=0, atol=SAME_DISTANCE)
-        )
-
-    def _of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        if row not in self._known:
-            atoms = slice(self._ptr[row], self._ptr[row + 1])
-            numbers, frac = self._flat.numbers[atoms], self._flat.frac[atoms]
-            lattice = self._flat.lattice[row]
-            distances = nearest_image_distances(lattice[None], frac[None])[0]
-            first, second = np.triu_indices(len(numbers), 1)
-            low, high = np.minimum(numbers[first], numbers[second]), np.maximum(numbers[first], numbers[second])
-            order = np.lexsort((distances, high, low))
-            key = (low * 1000 + high)[order], np.concatenate([distances[order], _cell_lengths(lattice)])
-            self._known[row] = key
-        return self._known[row]
-
-
-def _cell_lengths(lattice: np.ndarray) -> np.ndarray:
-    """(6,) angstrom: edges and shorter face diagonals; a crystal of one atom has nothing else to compare."""
-    pairs = [(lattice[i], lattice[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
-    diagonals = [min(np.linalg.norm(v + w), np.linalg.norm(v - w)) for v, w in pairs]
-    return np.concatenate([np.sort(np.linalg.norm(lattice, axis=1)), np.sort(diagonals)])

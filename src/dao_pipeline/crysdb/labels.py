@@ -1,31 +1,87 @@
-"""Energy labels: which column the energy model learns, and which crystals can carry a label."""
+"""Energy labels: where they come from, at which level of theory, and which crystals can carry one."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+
+from dao_pipeline.config import CrysDB
+from dao_pipeline.crysdb.facts import Coded, Facts
+from dao_pipeline.crysdb.hull import Phases, energies_above_hull
+from dao_pipeline.errors import UserError
 
 log = logging.getLogger(__name__)
 
-
-def energies(table: pa.Table, column: str) -> np.ndarray:
-    """An energy column (m,) in eV/atom; NaN where unknown or not finite."""
-    values = table[column].cast(pa.float64()).to_numpy().astype(np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
+OWN_HULL = "hull of this set"
 
 
-def methods(table: pa.Table) -> dict[str, int]:
-    """Crystals per level of theory of their energies, ``unknown`` where the source does not say.
+def own_method(method: str) -> str:
+    """Level of theory of hull distances that are computed from the set itself."""
+    return f"{method}, {OWN_HULL}"
 
-    Logs a warning when there are several: their energies are not comparable.
+
+def add_own_hull(facts: Facts, hull: str, phases: Sequence[Phases], workers: int) -> dict[str, int]:
+    """Compute ``e_above_hull`` from formation energies, each method by itself; how many crystals got one, by
+    method.
+
+    ``hull``: fill (where the source gives none) or own (wherever there is a formation energy).
     """
-    known = pc.or_(pc.is_valid(table["formation_energy"]), pc.is_valid(table["e_above_hull"]))
-    found = Counter(method or "unknown" for method in table.filter(known)["energy_method"].to_pylist())
-    if len(found) > 1:
-        named = ", ".join(f"{method} ({n})" for method, n in found.most_common())
-        log.warning("labels of different levels of theory are mixed: %s", named)
-    return dict(found.most_common())
+    computed: dict[str, int] = {}
+    wanted = np.isfinite(facts.formation_energy)
+    if hull == "fill":
+        wanted &= np.isnan(facts.e_above_hull)
+    names, code = list(facts.method.names), facts.method.code.copy()
+    for k, method in enumerate(facts.method.names):
+        if method.endswith(OWN_HULL):
+            continue  # this set was built with its own hull before
+        mine = (facts.method.code == k) & np.isfinite(facts.formation_energy)
+        rows = np.flatnonzero(mine & wanted)
+        if not len(rows):
+            continue
+        entries = Phases(method, facts.formula.names, facts.formula.code[mine], facts.formation_energy[mine])
+        more = [phase for phase in phases if phase.method == method]
+        formula, energy = facts.formula.code[rows], facts.formation_energy[rows]
+        facts.e_above_hull[rows] = energies_above_hull(
+            facts.formula.names, formula, energy, [entries, *more], workers
+        )
+        names.append(own_method(method))
+        code[rows] = len(names) - 1
+        computed[method] = int(np.isfinite(facts.e_above_hull[rows]).sum())
+    facts.method = Coded(names, code)
+    return computed
+
+
+def keep_methods(facts: Facts, allowed: Sequence[str] | None) -> dict[str, int]:
+    """Leave out energies of methods that are not ``allowed``; how many crystals lost theirs, by method."""
+    if allowed is None:
+        return {}
+    lost: dict[str, int] = {}
+    for k, method in enumerate(facts.method.names):
+        rows = facts.method.code == k
+        if method not in allowed and rows.any():
+            facts.formation_energy[rows] = facts.e_above_hull[rows] = np.nan
+            lost[method] = int(rows.sum())
+    dropped = np.isin(facts.method.code, [k for k, name in enumerate(facts.method.names) if name in lost])
+    facts.method = Coded(facts.method.names, np.where(dropped, -1, facts.method.code))
+    return lost
+
+
+def labelled_methods(facts: Facts, label: np.ndarray, alive: np.ndarray) -> dict[str, int]:
+    """Crystals with a ``label`` (m,) per level of theory, most frequent first."""
+    code = facts.method.code[alive & np.isfinite(label)]
+    counts = np.bincount(code, minlength=len(facts.method.names))
+    found = {name: int(n) for name, n in zip(facts.method.names, counts, strict=True) if n}
+    return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def require_one_method(found: dict[str, int], limits: CrysDB, label: str) -> None:
+    """Raise UserError when labels of several methods stand side by side and nobody said that they may."""
+    if len(found) > 1 and limits.energy_methods is None:
+        named = ", ".join(f"{method} ({n} crystals)" for method, n in found.items())
+        raise UserError(
+            f"crysdb.energy_methods: the labels {label} come from different levels of theory: {named}. They are "
+            "not comparable: name the one to keep (crysdb.require_label: false keeps the other crystals without "
+            "their energies), or name all of them to train on the mixture."
+        )

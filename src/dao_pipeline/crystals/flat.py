@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -79,17 +78,20 @@ def flatten(table: pa.Table) -> FlatCrystals:
 
 
 def formulas(flat: FlatCrystals) -> list[str]:
-    """Reduced formula of each crystal; atomic numbers must lie in 1 to 118."""
-    known: dict[bytes, str] = {}
-    result = []
+    """Reduced formula of each crystal; atomic numbers must lie in 1 to 118, and no crystal may be empty."""
+    if not len(flat):
+        return []
+    # elements of each crystal with their counts, in order: one entry per crystal and element
+    entry, count = np.unique(flat.crystal_of_atom * 128 + flat.numbers, return_counts=True)
+    crystal, number = np.divmod(entry, 128)
+    first = np.searchsorted(crystal, np.arange(len(flat)))
+    reduced = count // np.gcd.reduceat(count, first)[crystal]
+    table = np.zeros((len(flat), int(np.bincount(crystal).max())), dtype=np.int64)
+    table[crystal, np.arange(len(entry)) - first[crystal]] = reduced * 128 + number
+    _, example, composition = np.unique(table, axis=0, return_index=True, return_inverse=True)
     ptr = flat.ptr
-    for start, end in pairwise(ptr.tolist()):
-        numbers = np.sort(flat.numbers[start:end])
-        key = numbers.tobytes()
-        if key not in known:
-            known[key] = reduced_formula(numbers)
-        result.append(known[key])
-    return result
+    names = [reduced_formula(flat.numbers[ptr[i] : ptr[i + 1]]) for i in example.tolist()]
+    return np.array(names, dtype=object)[composition.ravel()].tolist()
 
 
 def structure_columns(flat: FlatCrystals, formula: Sequence[str]) -> dict[str, pa.Array]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,9 @@ from dao_pipeline.crystals.schema import COLUMNS, CRYSTAL, REJECTED_SCHEMA, SCHE
 from dao_pipeline.errors import UserError
 
 _KEY = b"dao_pipeline"
+ROW_GROUP = 10_000
+"""Rows of a row group: what a reader that streams a table holds at once."""
+
 _PACKAGES = ("torch", "numpy", "pyarrow", "pymatgen", "ase", "chgnet", "moyopy", "smact")
 
 
@@ -94,8 +97,8 @@ def provenance(
     }
 
 
-def _check_columns(table: pa.Table, path: Path) -> None:
-    for field in table.schema:
+def _check_columns(schema: pa.Schema, path: Path) -> None:
+    for field in schema:
         if field.name in COLUMNS and field.type != COLUMNS[field.name].type:
             raise ValueError(f"{path}: column {field.name} is {field.type}, not {COLUMNS[field.name].type}")
 
@@ -105,11 +108,44 @@ def write_table(table: pa.Table, path: Path, about: dict[str, Any]) -> None:
 
     Raises ValueError when a column of the crystal table has another type than ``schema.COLUMNS`` says.
     """
-    _check_columns(table, path)
-    note = {"schema_version": SCHEMA_VERSION, "rows": table.num_rows, **about}
-    table = table.replace_schema_metadata({_KEY: json.dumps(note, default=str).encode()})
+    with writing(path, table.schema, about, table.num_rows) as write:
+        write(table)
+
+
+@contextmanager
+def writing(
+    path: Path, schema: pa.Schema, about: dict[str, Any], rows: int
+) -> Iterator[Callable[[pa.Table], None]]:
+    """Write a table of ``rows`` rows in pieces, in bounded memory: yields the function that appends a piece.
+
+    Like ``write_table`` otherwise. Raises RuntimeError, and leaves no file, when the pieces have other than
+    ``rows`` rows together.
+    """
+    _check_columns(schema, path)
+    note = {"schema_version": SCHEMA_VERSION, "rows": rows, **about}
+    schema = schema.with_metadata({_KEY: json.dumps(note, default=str).encode()})
+    pending = [schema.empty_table()]
+    written = 0
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=10_000)
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+
+            def flush(whole_groups: bool) -> None:
+                table = pa.concat_tables(pending)
+                end = table.num_rows - (table.num_rows % ROW_GROUP if whole_groups else 0)
+                writer.write_table(table.slice(0, end), row_group_size=ROW_GROUP)
+                pending[:] = [table.slice(end)]
+
+            def write(piece: pa.Table) -> None:
+                nonlocal written
+                pending.append(piece.select(schema.names).replace_schema_metadata(schema.metadata))
+                written += piece.num_rows
+                if sum(table.num_rows for table in pending) >= ROW_GROUP:
+                    flush(whole_groups=True)
+
+            yield write
+            flush(whole_groups=False)
+        if written != rows:
+            raise RuntimeError(f"{path}: {written} rows written, {rows} announced")
 
 
 def write_rejected(rows: Iterable[dict[str, str]], path: Path, about: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from dao_pipeline.config import Campaign, Relax, stage_settings
 from dao_pipeline.crystals.dataset import CrystalDataset, size_batches
 from dao_pipeline.crystals.flat import FlatCrystals, flatten, structure_columns
 from dao_pipeline.crystals.geometry import shortest_distances
+from dao_pipeline.crystals.held_out import held_out
 from dao_pipeline.crystals.schema import COLUMNS
 from dao_pipeline.crystals.table import file_hash, is_finished, iter_tables, provenance, read_table, write_table
 from dao_pipeline.device import pick_device
@@ -51,6 +52,7 @@ def relax_dataset(campaign: Campaign, crysdb: Path, model: Path, out: Path, work
         settings=stage_settings(campaign, "relax_dataset"),
         inputs=inputs,
         job=job,
+        held_out=held_out(train),
     )
     identity = {"hashes": hashes, "settings": about["settings_hash"]}
     energy_model = load_energy_model(model, pick_device())

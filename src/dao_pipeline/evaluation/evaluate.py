@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from dao_pipeline.candidates.compositions import Requested, campaign_compositions
 from dao_pipeline.config import Campaign, stage_settings
 from dao_pipeline.crystals.crystal import Crystal, from_table
+from dao_pipeline.crystals.held_out import require_held_out, training_of
 from dao_pipeline.crystals.schema import COLUMNS, EVALUATION
-from dao_pipeline.crystals.table import provenance, read_table, write_table
+from dao_pipeline.crystals.table import provenance, read_about, read_table, write_table
 from dao_pipeline.crystals.volume import fit_element_volumes
 from dao_pipeline.errors import UserError
 from dao_pipeline.evaluation.compare import Target, compare_methods
@@ -57,11 +58,13 @@ _SCREENED = [*_STRUCTURE, "composition", "target_id", "sample", "status", "valid
 def evaluate(campaign: Campaign, screened: Path, crysdb: Path, energy_model: Path, out: Path) -> None:
     """Write samples.parquet, targets.parquet and summary.parquet into ``out``.
 
-    Raises UserError when the candidates were made for other targets than the test split now has.
+    Raises UserError when the candidates were made for other targets than the test split now has, and when the
+    models may have been trained on it (unless ``evaluate.allow_leakage``).
     """
     asked = [] if campaign.generate.compositions is not None else campaign_compositions(campaign, crysdb)
     if not asked:
         log.warning("generate.compositions is set: there are no known crystals to compare with")
+    leaks = _require_held_out(campaign, screened, crysdb / "test.parquet", energy_model) if asked else []
     known = _read_known(crysdb / "test.parquet", asked)
     candidates = _read_candidates(screened, set(known))
     targets = [Target(t.composition, known[str(t.target_id)], candidates.get(str(t.target_id), [])) for t in asked]
@@ -83,6 +86,7 @@ def evaluate(campaign: Campaign, screened: Path, crysdb: Path, energy_model: Pat
             "energy_model": energy_model,
         },
         protocol="all pairs: no filter on validity or charge neutrality",
+        possible_leakage=leaks,
     )
     rows = [asdict(sample) for sample in samples]
     write_table(pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), out / "samples.parquet", about)
@@ -90,6 +94,16 @@ def evaluate(campaign: Campaign, screened: Path, crysdb: Path, energy_model: Pat
     write_table(pa.Table.from_pylist(summary, schema=SUMMARY_SCHEMA), out / "summary.parquet", about)
     for row in summary:
         log.info("%s: %d of %d targets with k = %d", row["method"], row["matches"], row["n"], row["k"])
+
+
+def _require_held_out(campaign: Campaign, screened: Path, test: Path, energy_model: Path) -> list[str]:
+    """What speaks for the models having seen the test split; raises UserError for it unless that is allowed."""
+    models = read_about(screened).get("training")
+    if models is None:
+        # candidates that say nothing about the models that made them: nobody knows what those have seen
+        models = {"the generator": [{"stage": "generation", "campaign": str(screened), "held_out": None}]}
+    models = {**models, "energy_model": training_of(energy_model)}
+    return require_held_out(test, models, campaign.evaluate.allow_leakage)
 
 
 def _read_known(path: Path, asked: Sequence[Requested]) -> dict[str, Crystal]:

@@ -16,8 +16,8 @@ from dao_pipeline.config import Matcher
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.elements import MENDELEEV
 from dao_pipeline.crystals.flat import flatten
+from dao_pipeline.crystals.matching import Sameness
 from dao_pipeline.crystals.symmetry import spacegroup
-from dao_pipeline.evaluation.matching import Sameness
 
 MAX_TRIED = 10
 """Templates tried per one wanted: past these, a target gets fewer than it asked for."""

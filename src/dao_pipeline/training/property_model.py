@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from dao_pipeline.config import Campaign, CrysDB, expand_path
-from dao_pipeline.crysdb.clean import Ledger, implausible, malformed
+from dao_pipeline.crysdb.clean import implausible, malformed
+from dao_pipeline.crysdb.ledger import Ledger
 from dao_pipeline.crysdb.split import assign, given_split
 from dao_pipeline.crystals.flat import flatten
 from dao_pipeline.crystals.table import provenance, read_table, require_crystals, write_rejected
@@ -27,7 +28,7 @@ from dao_pipeline.seeds import stage_seed
 from dao_pipeline.training.run import train_to_directory
 
 STAGE = "finetune_property"
-LIMITS = CrysDB(max_atoms=200)
+LIMITS = CrysDB(min_atoms=1, max_atoms=200)
 """What no labelled crystal can be; the campaign's limits are for the crystals that the generator learns."""
 
 _log = logging.getLogger("dao_pipeline")

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from dao_pipeline.config import Campaign, Training
 from dao_pipeline.crystals.dataset import CrystalDataset
+from dao_pipeline.crystals.held_out import held_out
 from dao_pipeline.crystals.table import file_hash, provenance, write_table
 from dao_pipeline.device import pick_device
 from dao_pipeline.model.dao import DaoModel, save_model
@@ -66,6 +67,7 @@ def train_to_directory(
             "steps": settings.steps,
             "seed": seed,
             "inputs": hashes,
+            "held_out": held_out(next(path for name, path in inputs.items() if name not in ("init", "val"))),
         },
     ]
     model.about = replace(model.about, elements=sorted({*model.about.elements, *seen}), history=history)
