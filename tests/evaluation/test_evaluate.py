@@ -245,3 +245,25 @@ def test_substitution_beats_random_on_real_crystals(model: Path) -> None:
     assert len(known) == 30
     assert rates["substitution", 1] > rates["random", 4] + 0.2
     assert rates["substitution", 4] >= rates["substitution", 1] > 0.5
+
+
+def test_models_that_may_know_the_answers_are_not_scored(folder: Path, model: Path) -> None:
+    run = {"stage": "finetune_generator", "campaign": "other", "held_out": []}
+    write_table(screened(), folder / "screened.parquet", {"training": {"generator": [run]}})
+    arguments = (folder / "screened.parquet", folder / "crysdb", model, folder / "out")
+    with pytest.raises(
+        UserError, match=r"generator: .* \(other\) left out nothing, but not these .*allow_leakage"
+    ):
+        evaluate(campaign(), *arguments)
+    assert not (folder / "out").exists()
+    allowed = Campaign.model_validate(
+        {**campaign().model_dump(), "evaluate": {"bootstrap": 50, "allow_leakage": True}}
+    )
+    evaluate(allowed, *arguments)
+    assert len(read_about(folder / "out" / "summary.parquet")["possible_leakage"]) == 1
+
+
+def test_candidates_that_say_nothing_about_their_model_are_not_scored(folder: Path, model: Path) -> None:
+    write_table(screened(), folder / "screened.parquet", {})
+    with pytest.raises(UserError, match="does not say what it left out"):
+        evaluate(campaign(), folder / "screened.parquet", folder / "crysdb", model, folder / "out")

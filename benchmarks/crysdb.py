@@ -1,0 +1,218 @@
+"""Time and memory of building CrysDB, from ten thousand crystals to a million.
+
+python benchmarks/crysdb.py --sizes 10000 100000 --crystals corpus.parquet --out crysdb-benchmark
+
+The input is made by decorating known crystals (the embedded ones, or those of a file): elements are replaced by
+others of their group, volumes follow the radii, cells are strained a little; some rows are copies of others. Each
+size runs in a process of its own. Writes crysdb.json and crysdb.md into ``--out`` and prints the latter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dao_pipeline.campaign_files import parse_campaign
+from dao_pipeline.crysdb.build import build_crysdb
+from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, COVALENT_RADIUS
+from dao_pipeline.crystals.flat import FlatCrystals, flatten, formulas, structure_columns
+from dao_pipeline.crystals.schema import COLUMNS, CRYSTAL
+from dao_pipeline.crystals.table import ROW_GROUP, read_about, writing
+from dao_pipeline.sources.embedded import EMBEDDED_PATH
+from dao_pipeline.sources.files import read_crystals
+
+GROUPS = (
+    "Li Na K Rb Cs",
+    "Be Mg Ca Sr Ba",
+    "Sc Y La Ce Pr Nd Sm Eu Gd Tb Dy Ho Er Tm Yb Lu",
+    "Ti Zr Hf",
+    "V Nb Ta",
+    "Cr Mo W",
+    "Mn Re Fe Ru Os",
+    "Co Rh Ir Ni Pd Pt",
+    "Cu Ag Au Zn Cd Hg",
+    "B Al Ga In Tl",
+    "C Si Ge Sn Pb",
+    "N P As Sb Bi",
+    "O S Se Te",
+    "F Cl Br I",
+)
+"""Elements that replace one another."""
+
+COPIES = 0.04
+"""Share of rows that copy an earlier row, half of them exactly, half strained by a percent."""
+
+
+def main() -> None:
+    """Run all sizes, one process each, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="crystals")
+    parser.add_argument("--crystals", type=Path, default=EMBEDDED_PATH, help="file of crystals to decorate")
+    parser.add_argument("--dedup", choices=("structure", "exact", "off"), default="structure")
+    parser.add_argument("--threads", type=int, default=2, help="processes that compare crystals")
+    parser.add_argument("--out", type=Path, default=Path("crysdb-benchmark"))
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.one is not None:
+        print(json.dumps(measure(options.one, options)))
+        return
+    results = []
+    for size in options.sizes:
+        arguments = [*sys.argv, "--one", str(size)]
+        done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+        (options.out / "crysdb.json").write_text(json.dumps(results, indent=2) + "\n")
+        (options.out / "crysdb.md").write_text(markdown(results))
+    print(markdown(results), end="")
+
+
+def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Make ``size`` crystals and build CrysDB from them: seconds and peak memory of each step."""
+    folder = options.out / f"{size}"
+    raw = folder / "raw.parquet"
+    steps: list[dict[str, Any]] = []
+
+    def observe(name: str, crystals: int, seconds: float) -> None:
+        steps.append({"step": name, "crystals": crystals, "seconds": seconds, "peak_mb": _peak_mb()})
+        _reset_peak()
+
+    _reset_peak()
+    start = time.perf_counter()
+    decorate(options.crystals, size, raw)
+    observe("make the input", size, time.perf_counter() - start)
+    campaign = parse_campaign(
+        {
+            "name": f"benchmark-{size}",
+            "crysdb": {"min_atoms": 1, "max_atoms": 60, "dedup": {"mode": options.dedup}},
+            "compute": {"cpu": {"threads": options.threads}},
+        },
+        "benchmark",
+    )
+    cpu = time.process_time()
+    build_crysdb(campaign, raw, folder / "crysdb", observe)
+    cpu = time.process_time() - cpu
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "size": size,
+        "steps": steps,
+        "counts": read_about(folder / "crysdb" / "train.parquet")["counts"],
+        "cpu_seconds": cpu + children.ru_utime + children.ru_stime,
+        "worker_peak_mb": children.ru_maxrss / 1024,
+        "dedup": options.dedup,
+    }
+
+
+def _peak_mb() -> float:
+    """Largest resident memory of this process since the last reset (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def _reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def decorate(path: Path, size: int, out: Path, seed: int = 0) -> None:
+    """Write ``size`` crystals made from those of a file, a row group at a time."""
+    base = flatten(read_crystals(path).table)
+    rng = np.random.default_rng(seed)
+    schema = pa.schema([(name, COLUMNS[name].type) for name in (*CRYSTAL, "published")])
+    with writing(out, schema, {"stage": "download"}, size) as write:
+        for start in range(0, size, ROW_GROUP):
+            write(_piece(base, start, min(ROW_GROUP, size - start), rng, schema))
+
+
+def _piece(base: FlatCrystals, start: int, count: int, rng: np.random.Generator, schema: pa.Schema) -> pa.Table:
+    rows = (start + np.arange(count)) % len(base)
+    ptr = base.ptr
+    counts = base.counts[rows]
+    atoms = np.repeat(ptr[rows] - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+    old, crystal = base.numbers[atoms], np.repeat(np.arange(count), counts)
+    numbers = _replacements(rng, count)[crystal, old]
+    radius = np.asarray(COVALENT_RADIUS)
+    growth = np.bincount(crystal, radius[numbers] ** 3) / np.bincount(crystal, radius[old] ** 3)
+    strain = rng.normal(0, 0.01, (count, 3, 3))
+    lattice = base.lattice[rows] @ (np.eye(3) + (strain + strain.transpose(0, 2, 1)) / 2)
+    flat = FlatCrystals(
+        numbers=numbers,
+        frac=base.frac[atoms],
+        lattice=lattice * np.cbrt(np.clip(growth, 0.6, 1.6))[:, None, None],
+        counts=counts,
+    )
+    columns: dict[str, Any] = structure_columns(flat, formulas(flat))
+    energy = np.abs(rng.normal(0, 0.15, count))
+    columns |= {
+        "source": pa.array(np.where(np.arange(count) % 3 == 0, "one", "other")),
+        "formation_energy": pa.array(energy - 1.5),
+        "e_above_hull": pa.array(energy),
+        "energy_method": pa.array(["made up"] * count),
+        "published": pa.array(rng.integers(1950, 2025, count).astype(str)),
+    }
+    table = pa.table({name: columns.get(name, pa.nulls(count, schema.field(name).type)) for name in schema.names})
+    take = np.arange(count)
+    copies = rng.choice(count, int(COPIES * count), replace=False)
+    take[copies] = rng.integers(0, count, len(copies))
+    table = table.take(pa.array(take))
+    strained = np.ones(count)
+    strained[copies[::2]] = 1.01
+    cells = np.asarray(table["lattice"].combine_chunks().flatten()).reshape(count, 9) * strained[:, None]
+    ids = pa.array([f"made:{start + i}" for i in range(count)])
+    place = schema.get_field_index
+    table = table.set_column(place("id"), "id", ids)
+    return table.set_column(
+        place("lattice"), "lattice", pa.FixedSizeListArray.from_arrays(pa.array(cells.ravel()), 9)
+    ).cast(schema)
+
+
+def _replacements(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 119): what each element becomes in each crystal; a cyclic shift in its group, so none meet."""
+    table = np.tile(np.arange(119), (count, 1))
+    for group in GROUPS:
+        members = np.array([ATOMIC_NUMBERS[symbol] for symbol in group.split()])
+        shift = rng.integers(0, len(members), (count, 1))
+        table[:, members] = members[(np.arange(len(members)) + shift) % len(members)]
+    return table
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """The measurements as a Markdown table."""
+    lines = [
+        "| crystals | step | seconds | crystals/s | microseconds per crystal | peak memory MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        for step in result["steps"]:
+            n, seconds = step["crystals"], step["seconds"]
+            lines.append(
+                f"| {result['size']:,} | {step['step']} | {seconds:.1f} | {n / max(seconds, 1e-9):,.0f} | "
+                f"{1e6 * seconds / max(n, 1):.0f} | {step['peak_mb']:.0f} |"
+            )
+        total = sum(step["seconds"] for step in result["steps"][1:])
+        peak = max(step["peak_mb"] for step in result["steps"][1:])
+        lines.append(
+            f"| {result['size']:,} | all of build_crysdb | {total:.1f} | {result['size'] / total:,.0f} | "
+            f"{1e6 * total / result['size']:.0f} | {peak:.0f} (workers {result['worker_peak_mb']:.0f} each) |"
+        )
+    lines.append("")
+    for result in results:
+        counts = result["counts"]
+        lost = ", ".join(f"{n} {reason}" for reason, n in counts["rejected"].items()) or "none"
+        lines.append(
+            f"{result['size']:,}: train {counts['train']}, val {counts['val']}, test {counts['test']}; rejected: "
+            f"{lost}. Duplicates: {result['dedup']}. {result['cpu_seconds']:.0f} CPU seconds.\n"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
