@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +32,23 @@ from dao_pipeline.sources.embedded import EMBEDDED_PATH
 from dao_pipeline.sources.files import read_crystals
 
 GROUPS = (
-    "Li Na K Rb Cs",
-    "Be Mg Ca Sr Ba",
-    "Sc Y La Ce Pr Nd Sm Eu Gd Tb Dy Ho Er Tm Yb Lu",
-    "Ti Zr Hf",
-    "V Nb Ta",
-    "Cr Mo W",
-    "Mn Re Fe Ru Os",
-    "Co Rh Ir Ni Pd Pt",
-    "Cu Ag Au Zn Cd Hg",
-    "B Al Ga In Tl",
-    "C Si Ge Sn Pb",
-    "N P As Sb Bi",
-    "O S Se Te",
+    "Li Na K Rb Cs Be Mg Ca Sr Ba",
+    "Sc Y La Ce Pr Nd Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Th U",
+    "Ti Zr Hf V Nb Ta Cr Mo W Mn Re Fe Ru Os Co Rh Ir Ni Pd Pt Cu Ag Au Zn Cd Hg",
+    "B Al Ga In Tl C Si Ge Sn Pb",
+    "N P As Sb Bi O S Se Te",
     "F Cl Br I",
 )
 """Elements that replace one another."""
 
+ELEMENTS = 3
+"""Crystals of fewer elements are not decorated: a million would be few compositions, each many times."""
+
 COPIES = 0.04
-"""Share of rows that copy an earlier row, half of them exactly, half strained by a percent."""
+"""Share of rows that copy another one of their piece, half of them exactly, half strained by a percent."""
+
+POLYMORPHS = 0.04
+"""Share of rows with the composition and volume of another one of their piece, and atoms elsewhere."""
 
 
 def main() -> None:
@@ -123,55 +122,109 @@ def _reset_peak() -> None:
 
 
 def decorate(path: Path, size: int, out: Path, seed: int = 0) -> None:
-    """Write ``size`` crystals made from those of a file, a row group at a time."""
+    """Write ``size`` crystals made from those of a file, a row group at a time.
+
+    Copies and polymorphs apart, no composition occurs twice: in a million crystals as in ten thousand, each has as
+    many others to be compared with. Left to chance, their number would grow with the square.
+    """
     base = flatten(read_crystals(path).table)
+    kinds = np.unique(base.crystal_of_atom * 128 + base.numbers) // 128
+    base = base.select(np.bincount(kinds, minlength=len(base)) >= ELEMENTS)
     rng = np.random.default_rng(seed)
     schema = pa.schema([(name, COLUMNS[name].type) for name in (*CRYSTAL, "published")])
+    seen: set[str] = set()
     with writing(out, schema, {"stage": "download"}, size) as write:
         for start in range(0, size, ROW_GROUP):
-            write(_piece(base, start, min(ROW_GROUP, size - start), rng, schema))
+            write(_piece(base, start, min(ROW_GROUP, size - start), rng, schema, seen))
 
 
-def _piece(base: FlatCrystals, start: int, count: int, rng: np.random.Generator, schema: pa.Schema) -> pa.Table:
-    rows = (start + np.arange(count)) % len(base)
-    ptr = base.ptr
-    counts = base.counts[rows]
-    atoms = np.repeat(ptr[rows] - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
-    old, crystal = base.numbers[atoms], np.repeat(np.arange(count), counts)
-    numbers = _replacements(rng, count)[crystal, old]
-    radius = np.asarray(COVALENT_RADIUS)
-    growth = np.bincount(crystal, radius[numbers] ** 3) / np.bincount(crystal, radius[old] ** 3)
-    strain = rng.normal(0, 0.01, (count, 3, 3))
-    lattice = base.lattice[rows] @ (np.eye(3) + (strain + strain.transpose(0, 2, 1)) / 2)
-    flat = FlatCrystals(
-        numbers=numbers,
-        frac=base.frac[atoms],
-        lattice=lattice * np.cbrt(np.clip(growth, 0.6, 1.6))[:, None, None],
-        counts=counts,
-    )
-    columns: dict[str, Any] = structure_columns(flat, formulas(flat))
+def _piece(
+    base: FlatCrystals, start: int, count: int, rng: np.random.Generator, schema: pa.Schema, seen: set[str]
+) -> pa.Table:
+    flat, names = _new(base, start, count, rng, seen)
+    columns: dict[str, Any] = structure_columns(flat, names)
     energy = np.abs(rng.normal(0, 0.15, count))
     columns |= {
+        "id": pa.array([f"made:{start + i}" for i in range(count)]),
         "source": pa.array(np.where(np.arange(count) % 3 == 0, "one", "other")),
         "formation_energy": pa.array(energy - 1.5),
         "e_above_hull": pa.array(energy),
         "energy_method": pa.array(["made up"] * count),
         "published": pa.array(rng.integers(1950, 2025, count).astype(str)),
     }
-    table = pa.table({name: columns.get(name, pa.nulls(count, schema.field(name).type)) for name in schema.names})
+    nulls = {name: pa.nulls(count, schema.field(name).type) for name in schema.names}
+    table = pa.table({name: columns.get(name, nulls[name]) for name in schema.names})
+    # some rows become others again: as they are, strained, or with atoms elsewhere
+    changed = rng.choice(count, int((COPIES + POLYMORPHS) * count), replace=False)
+    copies, polymorphs = np.split(changed, [int(COPIES * count)])
     take = np.arange(count)
-    copies = rng.choice(count, int(COPIES * count), replace=False)
-    take[copies] = rng.integers(0, count, len(copies))
-    table = table.take(pa.array(take))
+    take[changed] = rng.choice(np.setdiff1d(take, changed), len(changed))
+    again = table.take(pa.array(take))
+    flat = flatten(again)
     strained = np.ones(count)
     strained[copies[::2]] = 1.01
-    cells = np.asarray(table["lattice"].combine_chunks().flatten()).reshape(count, 9) * strained[:, None]
-    ids = pa.array([f"made:{start + i}" for i in range(count)])
-    place = schema.get_field_index
-    table = table.set_column(place("id"), "id", ids)
-    return table.set_column(
-        place("lattice"), "lattice", pa.FixedSizeListArray.from_arrays(pa.array(cells.ravel()), 9)
-    ).cast(schema)
+    moved = np.isin(flat.crystal_of_atom, polymorphs)[:, None] * rng.normal(0, 0.15, flat.frac.shape)
+    flat = replace(flat, frac=flat.frac + moved, lattice=flat.lattice * strained[:, None, None])
+    columns = structure_columns(flat, again["formula"].to_pylist()) | {"id": table["id"]}
+    return pa.table([columns.get(name, again[name]) for name in schema.names], schema=schema)
+
+
+def _new(
+    base: FlatCrystals, start: int, count: int, rng: np.random.Generator, seen: set[str]
+) -> tuple[FlatCrystals, list[str]]:
+    """Decorated crystals whose compositions were not ``seen``, and their formulas."""
+    rows = (start + np.arange(count)) % len(base)
+    flat = _decorated(base, rows, rng)
+    names = formulas(flat)
+    for _ in range(20):
+        again, fresh = [], set()
+        for i, name in enumerate(names):
+            if name in seen or name in fresh:
+                again.append(i)
+            fresh.add(name)
+        if not again:
+            break
+        rows[again] = rng.integers(0, len(base), len(again))
+        more = _decorated(base, rows[again], rng)
+        flat = _replaced(flat, np.array(again), more)
+        for i, name in zip(again, formulas(more), strict=True):
+            names[i] = name
+    seen.update(names)
+    return flat, names
+
+
+def _replaced(flat: FlatCrystals, rows: np.ndarray, others: FlatCrystals) -> FlatCrystals:
+    """``flat`` with the crystals ``rows`` replaced by ``others``."""
+    place = np.arange(len(flat))
+    place[rows] = len(flat) + np.arange(len(rows))
+    both = FlatCrystals(
+        numbers=np.concatenate([flat.numbers, others.numbers]),
+        frac=np.concatenate([flat.frac, others.frac]),
+        lattice=np.concatenate([flat.lattice, others.lattice]),
+        counts=np.concatenate([flat.counts, others.counts]),
+    )
+    return _taken(both, place)
+
+
+def _taken(flat: FlatCrystals, rows: np.ndarray) -> FlatCrystals:
+    counts = flat.counts[rows]
+    ends = np.cumsum(counts)
+    atoms = np.repeat(flat.ptr[rows] - (ends - counts), counts) + np.arange(ends[-1])
+    return FlatCrystals(
+        numbers=flat.numbers[atoms], frac=flat.frac[atoms], lattice=flat.lattice[rows], counts=counts
+    )
+
+
+def _decorated(base: FlatCrystals, rows: np.ndarray, rng: np.random.Generator) -> FlatCrystals:
+    """Crystals of ``base`` with other elements, volumes after their radii, and cells strained by a percent."""
+    flat = _taken(base, rows)
+    crystal = flat.crystal_of_atom
+    numbers = _replacements(rng, len(rows))[crystal, flat.numbers]
+    radius = np.asarray(COVALENT_RADIUS)
+    growth = np.bincount(crystal, radius[numbers] ** 3) / np.bincount(crystal, radius[flat.numbers] ** 3)
+    strain = rng.normal(0, 0.01, (len(rows), 3, 3))
+    lattice = flat.lattice @ (np.eye(3) + (strain + strain.transpose(0, 2, 1)) / 2)
+    return replace(flat, numbers=numbers, lattice=lattice * np.cbrt(np.clip(growth, 0.6, 1.6))[:, None, None])
 
 
 def _replacements(rng: np.random.Generator, count: int) -> np.ndarray:

@@ -89,6 +89,16 @@ def build_crysdb(
 
 
 @command
+def coverage(
+    crysdb: Annotated[Path, typer.Argument(help="folder with train, val and test.parquet")],
+) -> None:
+    """Print what came into CrysDB from each source and what became of it, as a Markdown table."""
+    from dao_pipeline.crysdb.coverage import coverage as table
+
+    typer.echo(table(crysdb))
+
+
+@command
 def train_energy_model(config: ConfigFile, crysdb: CrysdbDir, out: OutDir, work: WorkDir) -> None:
     """Train DAO-P: time-conditioned energy of noisy crystals."""
     from dao_pipeline.training.energy_model import train_energy_model as run

@@ -148,6 +148,8 @@ class CrysDB(Section):
             )
         if self.val_from and self.test_from and self.val_from > self.test_from:
             raise ValueError(f"val_from ({self.val_from}) is later than test_from ({self.test_from})")
+        if bool(self.val_from) != bool(self.test_from):
+            raise ValueError("val_from and test_from belong together: give both, or neither")
         if (self.val_from or self.test_from) and self.split != "time":
             raise ValueError(f"val_from and test_from belong to split: time, but split is {self.split}")
         return self

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from dao_pipeline.crysdb.build import build_crysdb
+from dao_pipeline.crysdb.coverage import coverage
 from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.held_out import crystals_digest, held_out, require_held_out
 from dao_pipeline.crystals.table import file_hash, read_about, read_table, write_table
@@ -141,3 +142,35 @@ def test_real_benchmark_is_kept_out_of_another_database(tmp_path: Path) -> None:
     settings = {"exclude": [str(shared_data("mpts52/val.parquet"))], "exclude_by": "structure"}
     with pytest.raises(UserError, match=r"\(60 in, rejected: 60 excluded"):
         build_crysdb(campaign(crysdb=settings), tmp_path / "raw.parquet", tmp_path / "db")
+
+
+def test_a_foreign_table_is_compared_with_the_test_split(tmp_path: Path) -> None:
+    rows = build(tmp_path, ALL)
+    test = tmp_path / "crysdb" / "test.parquet"
+    formulas = {row["formula"] for row in rows["test"]}
+    clean = raw_file(tmp_path / "clean.parquet", [c for c in ALL if c.formula not in formulas])
+    leaky = raw_file(tmp_path / "leaky.parquet", ALL[:100])
+    for table, sound in ((clean, True), (leaky, False)):
+        run = {"stage": "finetune_generator", "campaign": "c", "held_out": held_out(table, test)}
+        assert (require_held_out(test, {"generator": [run]}, allow=True) == []) == sound
+    assert held_out(clean) is None
+
+
+def test_coverage_table_adds_up(tmp_path: Path) -> None:
+    more = [
+        replace(binary(i), id=f"z-{i}", source="other", lattice=np.eye(3) * (40 if i > 3 else 1)) for i in range(6)
+    ]
+    copies = [replace(binary(i), id=f"y-{i}", source="other") for i in range(7)]
+    build(tmp_path, [*ALL, *more, *copies])
+    head, _, *lines = coverage(tmp_path / "crysdb").splitlines()
+    names = [word.strip() for word in head.split("|")[1:-1]]
+    table = {
+        cells[0]: dict(zip(names[1:], map(int, cells[1:]), strict=True))
+        for line in lines
+        for cells in [line.strip("| ").split(" | ")]
+    }
+    assert set(table) == {"test", "other", "all"}
+    assert table["other"] == dict.fromkeys(names[1:], 0) | {"in": 13, "volume": 6, "duplicate across": 7}
+    for row in table.values():
+        assert row["in"] == sum(row.values()) - row["in"]
+    assert table["all"]["in"] == 141

@@ -22,20 +22,23 @@ def own_method(method: str) -> str:
     return f"{method}, {OWN_HULL}"
 
 
-def add_own_hull(facts: Facts, hull: str, phases: Sequence[Phases], workers: int) -> dict[str, int]:
+def add_own_hull(facts: Facts, limits: CrysDB, phases: Sequence[Phases], workers: int) -> dict[str, int]:
     """Compute ``e_above_hull`` from formation energies, each method by itself; how many crystals got one, by
     method.
 
-    ``hull``: fill (where the source gives none) or own (wherever there is a formation energy).
+    With ``crysdb.hull`` fill, where the source gives none; with own, wherever there is a formation energy. Methods
+    that ``crysdb.energy_methods`` leaves out are left out here.
     """
     computed: dict[str, int] = {}
     wanted = np.isfinite(facts.formation_energy)
-    if hull == "fill":
+    if limits.hull == "fill":
         wanted &= np.isnan(facts.e_above_hull)
     names, code = list(facts.method.names), facts.method.code.copy()
     for k, method in enumerate(facts.method.names):
         if method.endswith(OWN_HULL):
             continue  # this set was built with its own hull before
+        if limits.energy_methods is not None and own_method(method) not in limits.energy_methods:
+            continue
         mine = (facts.method.code == k) & np.isfinite(facts.formation_energy)
         rows = np.flatnonzero(mine & wanted)
         if not len(rows):

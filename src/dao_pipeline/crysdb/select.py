@@ -171,7 +171,7 @@ def _label(campaign: Campaign, raw: Path, facts: Facts, living: _Living) -> dict
     about: dict[str, Any] = {}
     if limits.hull != "given":
         workers = campaign.compute.cpu.threads
-        about["own_hull"] = add_own_hull(facts, limits.hull, _phases(raw.with_name("phases.parquet")), workers)
+        about["own_hull"] = add_own_hull(facts, limits, _phases(raw.with_name("phases.parquet")), workers)
     if lost := keep_methods(facts, limits.energy_methods):
         about["energies_left_out"] = lost
     above, limit = facts.e_above_hull, limits.max_e_above_hull

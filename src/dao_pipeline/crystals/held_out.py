@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,22 @@ def crystals_digest(ids: pa.ChunkedArray, formulas: pa.ChunkedArray) -> str:
     return digest.hexdigest()[:16]
 
 
-def held_out(table: Path) -> list[dict[str, Any]] | None:
-    """What the metadata of a training table say was held out; None where they say nothing."""
+def held_out(table: Path, test: Path | None = None) -> list[dict[str, Any]] | None:
+    """What was held out of a training table, as its metadata say; None where they say nothing.
+
+    A table that CrysDB did not make is compared with the ``test`` split of the campaign: that was held out if they
+    have no composition in common.
+    """
     found = read_about(table).get("held_out")
-    return None if found is None else [{k: entry[k] for k in _KEPT if k in entry} for entry in found]
+    if found is not None:
+        return [{name: entry[name] for name in _KEPT if name in entry} for entry in found]
+    if test is None or not test.exists():
+        return None
+    asked = _crystals(test)
+    if any(pc.any(pc.is_in(piece["formula"], value_set=asked["formula"])).as_py() for piece in _formulas(table)):
+        return None
+    digest = crystals_digest(asked["id"], asked["formula"])
+    return [{"name": "test split", "digest": digest, "crystals": asked.num_rows, "by": "composition"}]
 
 
 def training_of(model: Path) -> list[dict[str, Any]]:
@@ -47,7 +59,7 @@ def training_of(model: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{model}: no readable config.json of a model ({error}). Rerun its training stage."
         ) from error
-    runs = [entry for entry in history if "crystals" in entry]
+    runs = [entry for entry in history if "stage" in entry]
     return [{name: entry.get(name) for name in ("stage", "campaign", "held_out")} for entry in runs]
 
 
@@ -86,8 +98,17 @@ def require_held_out(test: Path, models: Mapping[str, Sequence[Mapping[str, Any]
 
 def _identity(test: Path) -> tuple[str, set[str]]:
     """Digest of the test crystals, and hashes of the files that they come from."""
-    pieces = list(iter_tables(test, columns=["id", "formula"]))
-    empty = pa.schema([("id", pa.string()), ("formula", pa.string())]).empty_table()
-    table = pa.concat_tables([empty, *(piece.cast(empty.schema) for piece in pieces)])
+    table = _crystals(test)
     sources = read_about(test).get("sources") or {}
     return crystals_digest(table["id"], table["formula"]), {str(value) for value in sources.values()}
+
+
+def _crystals(path: Path) -> pa.Table:
+    """Ids and formulas of a crystal table."""
+    empty = pa.schema([("id", pa.string()), ("formula", pa.string())]).empty_table()
+    pieces = iter_tables(path, columns=["id", "formula"])
+    return pa.concat_tables([empty, *(piece.replace_schema_metadata().cast(empty.schema) for piece in pieces)])
+
+
+def _formulas(path: Path) -> Iterator[pa.Table]:
+    return iter_tables(path, columns=["formula"])

@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -67,7 +68,7 @@ def train_to_directory(
             "steps": settings.steps,
             "seed": seed,
             "inputs": hashes,
-            "held_out": held_out(next(path for name, path in inputs.items() if name not in ("init", "val"))),
+            "held_out": _held_out(inputs),
         },
     ]
     model.about = replace(model.about, elements=sorted({*model.about.elements, *seen}), history=history)
@@ -77,3 +78,9 @@ def train_to_directory(
     write_table(metrics_table(stage, records), out / "metrics.parquet", about)
     save_model(model, out)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _held_out(inputs: dict[str, Path]) -> list[dict[str, Any]] | None:
+    """What the table that a model was trained on leaves out."""
+    table = next(path for name, path in inputs.items() if name not in ("init", "val"))
+    return held_out(table, inputs["val"].with_name("test.parquet") if "val" in inputs else None)
