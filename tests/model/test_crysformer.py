@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 
-from dao_pipeline.model.attention import LARGEST_DISTANCE, RADIAL, radial_features
-from dao_pipeline.model.crysformer import Crysformer, Noise, orthogonal_factor
+from dao_pipeline.model.attention import LARGEST_DISTANCE, RADIAL, EdgeFeatures, radial_features
+from dao_pipeline.model.crysformer import Crysformer, GatedResidual, Noise, orthogonal_factor
 from dao_pipeline.model.layout import Layout
 from tests.model import reference
 
@@ -35,35 +37,87 @@ def random_batch(sizes: list[int], seed: int = 1) -> tuple[Tensor, Tensor, Tenso
     return numbers, coords, lattice, ptr, t
 
 
-@pytest.mark.parametrize("joint", [True, False], ids=["joint", "separate"])
-@pytest.mark.parametrize("sizes", [[1], [3, 1, 2], [5, 5, 7, 2], [24]])
+FORMS = pytest.mark.parametrize("joint", [True, False], ids=["joint", "separate"])
+SIZES = [[1], [2], [7], [20], [33], [60], [3, 1, 2], [5, 33, 5, 1, 60, 2, 20, 7]]
+
+
+@FORMS
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_equals_the_plain_reference(joint: bool, sizes: list[int]) -> None:
-    model = make_model(joint)
-    numbers, coords, lattice, ptr, t = random_batch(sizes)
+    """In double precision to 1e-10, in single precision to 1e-5 of the exact value for the same inputs."""
+    double = make_model(joint)
+    single = copy.deepcopy(double).float()
+    batch = random_batch(sizes)
+    compare(double, batch, 1e-10)
+    compare(single, batch, 1e-5)
+
+
+def compare(model: Crysformer, batch: tuple[Tensor, ...], tolerance: float) -> None:
+    """Model, in its own precision, against the reference in double precision with the same weights and inputs."""
+    numbers, coords, lattice, ptr, t = batch
+    dtype = model.node.weight.dtype
+    coords, lattice = coords.to(dtype), lattice.to(dtype)
+    weights = reference.of_model(copy.deepcopy(model).double())
     with torch.no_grad():
         out = model(numbers, coords, lattice, ptr, t)
-        for i in range(len(sizes)):
+        for i in range(len(ptr) - 1):
             atoms = slice(int(ptr[i]), int(ptr[i + 1]))
-            eps_f, eps_l, energy = reference.crysformer(
-                model, numbers[atoms], coords[atoms], lattice[i], int(t[i])
+            exact = reference.crysformer(
+                weights, numbers[atoms], coords[atoms].double(), lattice[i].double(), int(t[i])
             )
-            torch.testing.assert_close(out.coords[atoms], eps_f, rtol=1e-10, atol=1e-10)
-            torch.testing.assert_close(out.lattice[i], eps_l, rtol=1e-10, atol=1e-10)
-            torch.testing.assert_close(out.energy[i], energy, rtol=1e-10, atol=1e-10)
+            for found, expected in zip((out.coords[atoms], out.lattice[i], out.energy[i]), exact, strict=True):
+                torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("joint", [True, False], ids=["joint", "separate"])
-def test_single_precision_agrees_with_double(joint: bool) -> None:
+@FORMS
+def test_attention_alone_equals_the_plain_reference(joint: bool) -> None:
     model = make_model(joint)
-    batch = random_batch([4, 9, 9, 1])
+    module = model.blocks[0].attention
+    _, coords, lattice, ptr, _ = random_batch([4, 13, 1, 4])
+    h = torch.randn(len(coords), 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    layout = Layout.from_ptr(ptr)
+    features = EdgeFeatures.of(
+        layout.sort_atoms(coords),
+        layout.sort_crystals(lattice),
+        layout,
+        frequencies=model.frequencies,
+        joint=joint,
+        distances=model.distances,
+    )
     with torch.no_grad():
-        exact = model(*batch)
-        model.float()
-        numbers, coords, lattice, ptr, t = batch
-        single = model(numbers, coords.float(), lattice.float(), ptr, t)
-    for a, b in zip(single, exact, strict=True):
-        scale = b.abs().max()
-        assert (a.double() - b).abs().max() <= 1e-5 * max(scale, 1.0) * 3
+        found = layout.unsort_atoms(module(layout.sort_atoms(h), features, layout))
+    weights = reference.of_attention(module)
+    for i in range(4):
+        atoms = slice(int(ptr[i]), int(ptr[i + 1]))
+        edge = reference.edge_features(coords[atoms], lattice[i], weights.e.w.shape[1], joint)
+        expected = reference.attention(weights, h[atoms], edge, module.heads)
+        torch.testing.assert_close(found[atoms], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_gated_residual_alone_equals_the_plain_reference() -> None:
+    torch.manual_seed(4)
+    module = GatedResidual(16).double()
+    x, y = torch.randn(2, 9, 16, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            module(x, y), reference.gate(module.gate.weight[0], x, y), rtol=1e-12, atol=1e-12
+        )
+
+
+def test_heads_alone_equal_the_plain_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(joint=True)
+    numbers, coords, lattice, ptr, t = random_batch([2, 5, 5])
+    h = torch.randn(len(numbers), 32, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    monkeypatch.setattr(model, "features", lambda *_: h)
+    with torch.no_grad():
+        out = model(numbers, coords, lattice, ptr, t)
+        weights = reference.of_model(model)
+        for i in range(3):
+            atoms = slice(int(ptr[i]), int(ptr[i + 1]))
+            eps_f, eps_l, energy = reference.heads(weights, h[atoms], lattice[i])
+            torch.testing.assert_close(out.coords[atoms], eps_f, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(out.lattice[i], eps_l, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(out.energy[i], energy, rtol=1e-12, atol=1e-12)
 
 
 MODES = pytest.mark.parametrize(
