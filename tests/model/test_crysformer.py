@@ -1,4 +1,4 @@
-"""Crysformer: equality with a plain reference, symmetries, and independence of batch neighbours."""
+"""Crysformer: equality with a plain reference (symmetries: test_symmetry.py)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ import torch
 from torch import Tensor
 
 from dao_pipeline.model.attention import LARGEST_DISTANCE, RADIAL, EdgeFeatures, radial_features
-from dao_pipeline.model.crysformer import Crysformer, GatedResidual, Noise, orthogonal_factor
+from dao_pipeline.model.crysformer import Crysformer, GatedResidual, orthogonal_factor
 from dao_pipeline.model.layout import Layout
 from tests.model import reference
 
 
-def make_model(
-    joint: bool, seed: int = 0, distances: bool = False, aware: bool = False, **sizes: int
-) -> Crysformer:
+def make_model(joint: bool, seed: int = 0, **sizes: int) -> Crysformer:
     torch.manual_seed(seed)
-    noise = Noise(torch.linspace(0, 0.5, 1001), torch.linspace(1, 1e-6, 1001)) if aware else None
     shape = {"layers": 2, "width": 32, "heads": 4, "frequencies": 8} | sizes
-    model = Crysformer(**shape, joint=joint, distances=distances, noise=noise, energy_head=True).double()
+    model = Crysformer(**shape, joint=joint, energy_head=True).double()
     for parameter in model.parameters():  # norms and biases away from their trivial start
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model
@@ -118,69 +115,6 @@ def test_heads_alone_equal_the_plain_reference(monkeypatch: pytest.MonkeyPatch) 
             torch.testing.assert_close(out.coords[atoms], eps_f, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(out.lattice[i], eps_l, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(out.energy[i], energy, rtol=1e-12, atol=1e-12)
-
-
-MODES = pytest.mark.parametrize(
-    ("joint", "distances", "aware"),
-    [(True, False, False), (False, False, False), (False, True, False), (False, True, True)],
-    ids=["joint", "separate", "with distances", "noise-aware"],
-)
-
-
-@MODES
-def test_symmetries(joint: bool, distances: bool, aware: bool) -> None:
-    model = make_model(joint, distances=distances, aware=aware)
-    numbers, coords, lattice, ptr, t = random_batch([3, 6, 2, 6])
-    layout = Layout.from_ptr(ptr)
-    with torch.no_grad():
-        base = model(numbers, coords, lattice, ptr, t)
-        # rotation and reflection: L -> L Q leaves coordinates and energy, turns the lattice noise
-        q = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5)))[0]
-        for turn in (q, q @ torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64))):
-            turned = model(numbers, coords, lattice @ turn, ptr, t)
-            torch.testing.assert_close(turned.coords, base.coords)
-            torch.testing.assert_close(turned.energy, base.energy)
-            torch.testing.assert_close(turned.lattice, base.lattice @ turn)
-        # translation of each crystal, integer shifts of each atom
-        shift = torch.rand(4, 3, dtype=torch.float64)[torch.repeat_interleave(torch.arange(4), ptr.diff())]
-        for moved in ((coords + shift) % 1.0, coords + torch.randint(-3, 4, coords.shape)):
-            for a, b in zip(model(numbers, moved, lattice, ptr, t), base, strict=True):
-                torch.testing.assert_close(a, b)
-        # permutation of the atoms inside each crystal
-        order = torch.cat(
-            [int(ptr[i]) + torch.randperm(int(ptr[i + 1] - ptr[i])) for i in range(layout.num_crystals)]
-        )
-        permuted = model(numbers[order], coords[order], lattice, ptr, t)
-        torch.testing.assert_close(permuted.coords, base.coords[order])
-        torch.testing.assert_close(permuted.lattice, base.lattice)
-        torch.testing.assert_close(permuted.energy, base.energy)
-
-
-@MODES
-def test_result_does_not_depend_on_the_batch(joint: bool, distances: bool, aware: bool) -> None:
-    model = make_model(joint, distances=distances, aware=aware)
-    numbers, coords, lattice, ptr, t = random_batch([7, 2, 4, 2, 1])
-    with torch.no_grad():
-        together = model(numbers, coords, lattice, ptr, t)
-        for i in range(5):
-            atoms = slice(int(ptr[i]), int(ptr[i + 1]))
-            alone = model(numbers[atoms], coords[atoms], lattice[i : i + 1], ptr[i : i + 2] - ptr[i], t[i : i + 1])
-            torch.testing.assert_close(alone.coords, together.coords[atoms])
-            torch.testing.assert_close(alone.lattice[0], together.lattice[i])
-            torch.testing.assert_close(alone.energy[0], together.energy[i])
-
-
-@MODES
-def test_energy_gradient_agrees_with_finite_differences(joint: bool, distances: bool, aware: bool) -> None:
-    model = make_model(joint, distances=distances, aware=aware)
-    numbers, coords, lattice, ptr, t = random_batch([3, 2])
-
-    def energy(f: Tensor, cell: Tensor) -> Tensor:
-        return model(numbers, f, cell, ptr, t).energy
-
-    assert torch.autograd.gradcheck(
-        energy, (coords.requires_grad_(), lattice.requires_grad_()), eps=1e-6, atol=1e-6
-    )
 
 
 def test_distances_are_those_of_the_nearest_image() -> None:
