@@ -49,6 +49,12 @@ def test_equals_the_plain_reference(joint: bool, sizes: list[int]) -> None:
     compare(single, batch, 1e-5)
 
 
+@FORMS
+@pytest.mark.xfail(reason="2 pi k f is rounded to single precision: at k = 127 by up to 3e-5", strict=True)
+def test_single_precision_with_the_frequencies_of_the_paper(joint: bool) -> None:
+    compare(make_model(joint, frequencies=128).float(), random_batch([7, 1, 33, 2, 20, 60]), 1e-5)
+
+
 def compare(model: Crysformer, batch: tuple[Tensor, ...], tolerance: float) -> None:
     """Model, in its own precision, against the reference in double precision with the same weights and inputs."""
     numbers, coords, lattice, ptr, t = batch
@@ -137,12 +143,6 @@ def test_orthogonal_factor() -> None:
     cells = torch.eye(3, dtype=torch.float64) + 0.2 * torch.randn(20, 3, 3, generator=g, dtype=torch.float64)
     u, _, vt = torch.linalg.svd(cells)
     torch.testing.assert_close(orthogonal_factor(cells, iterations=30), u @ vt, rtol=0, atol=1e-8)
-
-
-def test_parameter_counts_of_the_paper() -> None:
-    for energy_head, count in ((False, 25_211_352), (True, 25_359_577)):
-        model = Crysformer(layers=12, width=384, heads=8, frequencies=128, joint=True, energy_head=energy_head)
-        assert sum(p.numel() for p in model.parameters()) == count
 
 
 def test_layout_refuses_empty_crystals() -> None:
