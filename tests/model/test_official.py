@@ -220,6 +220,16 @@ def test_wrong_hyperparameters(tmp_path: Path, text: str) -> None:
         read_official(folder / "last.ckpt")
 
 
+def test_aliases_cannot_multiply(tmp_path: Path) -> None:
+    """Thirty lists, each of the one before ten times: harmless until somebody prints them."""
+    folder = write_run(tmp_path, state_dict(**TINY))
+    lines = ["a0: &a0 x", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30))]
+    for key in ("_target_", "only_diffusion"):
+        (folder / "hparams.yaml").write_text("\n".join([*lines, f"model: {{{key}: *a29}}"]))
+        with pytest.raises(UserError, match=f"model.{key} is no plain value"):
+            read_official(folder / "last.ckpt")
+
+
 def test_command_explains_what_is_wrong(tmp_path: Path) -> None:
     runner = CliRunner()
     folder = write_run(tmp_path, state_dict(**TINY))

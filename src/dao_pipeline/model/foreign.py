@@ -60,7 +60,7 @@ class Name(NamedTuple):
     name: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Opaque:
     """What calling ``maker`` would have made: nothing but its state, if it was given one."""
 

@@ -12,7 +12,6 @@ single precision.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -61,19 +60,27 @@ _DESCRIPTORS, _LAMBDA = "decoder.embedding_in.0.weight", "sigma_scheduler.sigmas
 _UNUSED = re.compile(r"decoder\.(node_embedding|type_out|scalar_out)\.|(beta|sigma)_scheduler\.")
 """Tensors that the official module carries and never uses, or that follow from its settings."""
 
-_PUBLISHED: dict[str, dict[str, Any]] = {
-    "model": {"time_dim": 256, "latent_dim": 0},
-    "model.decoder": {
-        "ip": True,
-        "ln": False,
-        "norm_edge": True,
-        "smooth": False,
-        "edge_style": "fc",
-        "dis_emb": "sin",
-        "act_fn": "silu",
-    },
+_PUBLISHED: dict[str, Any] = {
+    "model.time_dim": 256,
+    "model.latent_dim": 0,
+    "model.decoder.ip": True,
+    "model.decoder.ln": False,
+    "model.decoder.norm_edge": True,
+    "model.decoder.smooth": False,
+    "model.decoder.edge_style": "fc",
+    "model.decoder.dis_emb": "sin",
+    "model.decoder.act_fn": "silu",
 }
 """Settings under which our Crysformer computes what the official one does; a key may be absent."""
+
+_USED = (
+    *_PUBLISHED,
+    "model.decoder.head_num",
+    "model._target_",
+    "model.only_diffusion",
+    "model.finetune_energy",
+    "data.prop",
+)
 
 _LABELS = {
     "stability": "e_above_hull",
@@ -131,8 +138,8 @@ def read_official(checkpoint: Path, kind: Kind | None = None) -> Imported:
     mean, std, scaler = 0.0, 1.0, checkpoint.with_name("prop_scaler.pt")
     if kind == "dao_p":
         mean, std = read_scaler(scaler)
-    prop = _section(hparams, "data").get("prop")
-    label = _LABELS.get(str(prop), str(prop)) if kind == "dao_p" else None
+    prop = str(hparams.get("data.prop", "unknown"))
+    label = _LABELS.get(prop, prop) if kind == "dao_p" else None
     dropped = sorted(
         {re.sub(r"\.[\w.]*", "", n.removeprefix("decoder.")) for n in spare if n.startswith("decoder.")}
     )
@@ -140,7 +147,7 @@ def read_official(checkpoint: Path, kind: Kind | None = None) -> Imported:
     history: dict[str, Any] = {
         "stage": "import_checkpoint",
         "origin": "official DAO checkpoint",
-        "target": _section(hparams, "model").get("_target_"),
+        "target": hparams.get("model._target_"),
         "inputs": {path.name: file_hash(path) for path in inputs},
         "dropped": dropped,
     }
@@ -148,7 +155,7 @@ def read_official(checkpoint: Path, kind: Kind | None = None) -> Imported:
         if isinstance(file.root, dict) and type(value := file.root.get(key)) is int:
             history[key] = value
     if is_property:
-        history["property"] = {"name": str(prop), "unit": "", "log": False}
+        history["property"] = {"name": prop, "unit": "", "log": False}
     about = About(
         kind=kind,
         backbone=backbone.model_dump(mode="json"),
@@ -209,42 +216,42 @@ def read_scaler(path: Path) -> tuple[float, float]:
 
 
 def _hparams(path: Path) -> dict[str, Any]:
+    """The hyperparameters that matter, by dotted key; all are plain values, and absent ones are left out."""
     try:
         if path.stat().st_size > LARGEST_HPARAMS:
             raise UserError(f"{path}: larger than {LARGEST_HPARAMS} bytes; this is no file of hyperparameters.")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); the hparams.yaml of the run must lie beside its checkpoint."
         ) from error
-    if not isinstance(values, dict) or not _section(values, "model"):
+    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
         raise UserError(f"{path}: no section model; this is not the hparams.yaml of a DAO run.")
-    wrong = [
-        f"{section}.{key} = {given} (published: {value})"
-        for section, settings in _PUBLISHED.items()
-        for key, value in settings.items()
-        if (given := _section(values, section).get(key, value)) != value
-    ]
-    if wrong:
+    found: dict[str, Any] = {}
+    for dotted in _USED:
+        value: Any = values
+        for key in dotted.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None and not isinstance(value, str | int | float | bool):
+            raise UserError(f"{path}: {dotted} is no plain value.")
+        if value is not None:
+            found[dotted] = value
+    if wrong := [
+        f"{key} = {found[key]} (published: {value})"
+        for key, value in _PUBLISHED.items()
+        if found.get(key, value) != value
+    ]:
         raise UserError(f"{path}: a variant of Crysformer that this package does not have: {'; '.join(wrong)}.")
-    return values
-
-
-def _section(values: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    for key in path.split("."):
-        inner = values.get(key)
-        values = inner if isinstance(inner, dict) else {}
-    return values
+    return found
 
 
 def _kind(hparams: dict[str, Any], is_property: bool) -> tuple[Kind, str]:
-    model = _section(hparams, "model")
     if is_property:
         return "dao_p", "it has a property head"
-    if "only_diffusion" in model:
-        return ("dao_g" if model["only_diffusion"] else "dao_p"), f"only_diffusion is {model['only_diffusion']}"
-    if "finetune_energy" in model:
-        return ("dao_p" if model["finetune_energy"] else "dao_g"), f"finetune_energy is {model['finetune_energy']}"
+    if (only := hparams.get("model.only_diffusion")) is not None:
+        return ("dao_g" if only else "dao_p"), f"only_diffusion is {only}"
+    if (energy := hparams.get("model.finetune_energy")) is not None:
+        return ("dao_p" if energy else "dao_g"), f"finetune_energy is {energy}"
     raise UserError(
         "hparams.yaml has neither model.only_diffusion nor model.finetune_energy; say --kind dao_p or dao_g."
     )
@@ -275,7 +282,7 @@ def _backbone(path: Path, stored: dict[str, Stored], hparams: dict[str, Any]) ->
             preset="base",
             layers=len(layers),
             width=width[0],
-            heads=_section(hparams, "model.decoder").get("head_num", 8),
+            heads=hparams.get("model.decoder.head_num", 8),
             frequencies=(edge[0] - 9) // 6,
             edge_norm="joint",
             distances=False,
