@@ -70,9 +70,10 @@ class GatedResidual(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """(N, d), (N, d) -> (N, d). The concatenation is never formed: w1.x + w2.y + w3.(x-y) regroups."""
+        y = y.to(x.dtype)  # under autocast: x, the sum over layers, stays in full precision
         w1, w2, w3 = self.gate.weight[0].chunk(3)
         g = torch.sigmoid(x @ (w1 + w3) + y @ (w2 - w3))[:, None]
-        return torch.lerp(y, x, g)
+        return torch.lerp(y, x, g.to(x.dtype))
 
 
 class Block(nn.Module):
