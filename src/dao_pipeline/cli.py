@@ -101,9 +101,10 @@ def build_crysdb(
 @command
 def train_energy_model(config: ConfigFile, crysdb: CrysdbDir, out: OutDir, work: WorkDir) -> None:
     """Train DAO-P: time-conditioned energy of noisy crystals."""
+    campaign = _training_campaign(config)
     from dao_pipeline.training.energy_model import train_energy_model as run
 
-    run(_training_campaign(config), crysdb, out, work)
+    run(campaign, crysdb, out, work)
 
 
 @command
@@ -132,9 +133,10 @@ def pretrain_generator(
     init: Annotated[Path | None, typer.Option(help="model directory of stage 1 (stage 2)")] = None,
 ) -> None:
     """Pretrain DAO-G."""
+    campaign = _training_campaign(config)
     from dao_pipeline.training.generator import pretrain_generator as run
 
-    run(_training_campaign(config), crysdb, out, work, stage=stage, relaxed=relaxed, init=init)
+    run(campaign, crysdb, out, work, stage=stage, relaxed=relaxed, init=init)
 
 
 @command
@@ -146,9 +148,10 @@ def finetune_generator(
     init: Annotated[Path, typer.Option(help="pretrained model directory")],
 ) -> None:
     """Fine-tune DAO-G on stable crystals, or on the table named in the campaign."""
+    campaign = _training_campaign(config)
     from dao_pipeline.training.generator import finetune_generator as run
 
-    run(_training_campaign(config), crysdb, out, work, init=init)
+    run(campaign, crysdb, out, work, init=init)
 
 
 @command
@@ -212,9 +215,10 @@ def evaluate(
 @command
 def finetune_property(config: ConfigFile, model: ModelDir, out: OutDir, work: WorkDir) -> None:
     """Fine-tune DAO-P on a property of crystals; rejected.parquet goes beside the model."""
+    campaign = _training_campaign(config)
     from dao_pipeline.training.property_model import finetune_property as run
 
-    run(_training_campaign(config), model, out, work)
+    run(campaign, model, out, work)
 
 
 @command
