@@ -242,7 +242,7 @@ def test_best_and_last_weights(tmp_path: Path) -> None:
     """The best validation is that of step 5, for a run that was killed as for an undisturbed one."""
     last, _ = run(tmp_path / "last", Worsening(), with_settings(keep="last"))
     best, state = run(tmp_path / "best", Worsening(), with_settings(keep="best"))
-    assert (state.best_step, state.step) == (5, 12)
+    assert (state.best_step, state.kept_step, state.step) == (5, 5, 12)
     assert not torch.equal(best["crysformer.node.weight"], last["crysformer.node.weight"])
     interrupted = Worsening(9, fail)
     with pytest.raises(KeyboardInterrupt):

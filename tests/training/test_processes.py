@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Adam divides by the gradient's size: where that is mere rounding, weights may part by learning rates."""
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
+
+
+def wait_for(condition: Callable[[], bool], log: Path) -> None:
+    until = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +112,7 @@ def test_memory_that_runs_out_in_one_process_halves_the_chunks_of_both(together:
     found, facts = read(together, "memory")
     assert_close(found, read(together, "plain")[0])
     budgets = [record["chunk_atoms"] for record in facts["records"]]
-    assert budgets[0] == 10  # half of half the batch
+    assert budgets[0] == 11  # half of half the batch and an eighth more
     assert budgets[-1] == 5
     assert equal(found, read(together, "memory", rank=1)[0])
 
@@ -124,7 +132,10 @@ def test_a_killed_process_ends_the_other_and_both_resume_exactly(together: Path,
 
 
 def test_the_command_starts_its_processes_and_ends_with_their_exit_code(tmp_path: Path) -> None:
-    """SIGTERM of the command, as Snakemake and Slurm send it: 75, and the next attempt finishes the work."""
+    """SIGTERM of the command, as Snakemake and Slurm send it: 75, and the next attempt goes on.
+
+    If the command is killed at once, its processes do not train on without it.
+    """
     for name, seed in (("train", 0), ("val", 1)):
         write_table(crystals(40, seed), tmp_path / "crysdb" / f"{name}.parquet", {"stage": "test"})
     (tmp_path / "c.yaml").write_text(
@@ -150,14 +161,16 @@ def test_the_command_starts_its_processes_and_ends_with_their_exit_code(tmp_path
         "--work",
         str(tmp_path / "work"),
     ]
-    with (tmp_path / "log").open("w") as log:
-        first = subprocess.Popen(command, env=ENVIRONMENT, stderr=log)
-        until = time.monotonic() + 100
-        while not (tmp_path / "work" / NAME).exists() and first.poll() is None and time.monotonic() < until:
-            time.sleep(0.05)
-        first.send_signal(signal.SIGTERM)
-        assert first.wait(100) == EXIT_CONTINUE, (tmp_path / "log").read_text()
-    assert (tmp_path / "log").read_text().count("interrupted: train_energy_model at step") == 1
+    for number, code in ((signal.SIGTERM, EXIT_CONTINUE), (signal.SIGKILL, -signal.SIGKILL)):
+        log, seen = tmp_path / f"{number}.log", (tmp_path / "work" / NAME)
+        before = seen.stat().st_mtime_ns if seen.exists() else 0
+        with log.open("w") as stream:
+            first = subprocess.Popen(command, env=ENVIRONMENT, stderr=stream)
+        wait_for(lambda seen=seen, before=before: seen.exists() and seen.stat().st_mtime_ns > before, log)
+        first.send_signal(number)
+        assert first.wait(100) == code, log.read_text()
+        wait_for(lambda log=log: "interrupted: train_energy_model at step" in log.read_text(), log)
+        assert log.read_text().count("interrupted") == 1
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "continues at step" in done.stderr

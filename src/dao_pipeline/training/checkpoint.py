@@ -31,7 +31,8 @@ class State:
     """A training run at one moment. ``average`` is the exponential moving average of the weights.
 
     skipped: steps without an update. halvings: how often memory ran out, and the chunks were halved.
-    best_step, best_loss: the validation with the smallest loss so far.
+    best_step, best_loss: the validation with the smallest loss so far; step 0 if there was none.
+    kept_step: step of the weights that the training ended with.
     """
 
     def __init__(self, model: DaoModel, optimizer: torch.optim.Optimizer) -> None:
@@ -39,7 +40,7 @@ class State:
         self.weights: dict[str, Tensor] = dict(model.crysformer.named_parameters())
         self.average = {name: value.detach().clone() for name, value in self.weights.items()}
         self.step = self.skipped = self.halvings = 0
-        self.best_step, self.best_loss = 0, math.inf
+        self.best_step, self.best_loss, self.kept_step = 0, math.inf, 0
         self.records: list[dict[str, Any]] = []
 
     def update_average(self, decay: float) -> None:

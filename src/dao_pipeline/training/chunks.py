@@ -18,13 +18,16 @@ from dao_pipeline.errors import UserError
 from dao_pipeline.training.distributed import Processes
 
 CPU_CHUNK_ATOMS = 1024
+"""Of 256, 512, 1024 and 4000 atoms the fastest at preset tiny; at small as fast as 512 (one thread, measured)."""
 
 _log = logging.getLogger("dao_pipeline")
 
 
 def chunk_budget(chunk_atoms: int | None, batch_atoms: int, processes: Processes) -> int:
     """Atoms of a chunk: as configured, or what suits the device."""
-    share = -(-batch_atoms // processes.count)
+    share = batch_atoms // processes.count
+    if processes.count > 1:
+        share += share // 8  # shares differ a little, and none should be cut for that
     if chunk_atoms is None:
         chunk_atoms = share if processes.device.type == "cuda" else CPU_CHUNK_ATOMS
     return min(chunk_atoms, share)

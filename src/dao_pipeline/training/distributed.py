@@ -6,7 +6,10 @@ node or many. With a single process every function returns at once and torch.dis
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +63,7 @@ def join_processes() -> Iterator[Processes]:
     if count == 1:
         yield Processes(device)
         return
+    _end_with_launcher()
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -67,3 +71,10 @@ def join_processes() -> Iterator[Processes]:
     # not in a finally: after an error others may never answer, and the launcher ends them all
     yield Processes(device, dist.get_rank(), count)
     dist.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Have the kernel send SIGTERM when the launcher dies: it starts us in a session of our own, out of reach."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))

@@ -105,9 +105,11 @@ def train(
             if stop and not last:
                 processes.wait()  # whoever leaves first ends the others, who may still be writing
                 raise ContinueLater(f"{label} at step {state.step} of {settings.steps}; state saved in {work}")
+    state.kept_step = state.step
     if settings.keep == "best":
         processes.wait()  # for the first one to have written it
-        restore_best(state, work, identity)
+        if restore_best(state, work, identity):
+            state.kept_step = state.best_step
     state.swap_average()
     return state
 

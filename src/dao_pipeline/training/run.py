@@ -74,7 +74,7 @@ def train_to_directory(
             "steps": settings.steps,
             "seed": seed,
             "inputs": hashes,
-            **_validated(state, settings),
+            **_validated(state),
         },
     ]
     model.about = replace(model.about, elements=sorted({*model.about.elements, *seen}), history=history)
@@ -86,13 +86,12 @@ def train_to_directory(
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _validated(state: State, settings: Training) -> dict[str, Any]:
+def _validated(state: State) -> dict[str, Any]:
     """Which weights the model directory holds, and how good they and the best were in validation."""
     losses = {r["step"]: r["loss"] for r in state.records if r["split"] == "val"}
-    if not losses:
+    if not state.best_step:
         return {}
-    step = state.best_step if settings.keep == "best" else state.step
     return {
-        "kept": {"weights": settings.keep, "step": step, "val_loss": losses.get(step)},
+        "kept": {"step": state.kept_step, "val_loss": losses.get(state.kept_step)},
         "best": {"step": state.best_step, "val_loss": state.best_loss},
     }
