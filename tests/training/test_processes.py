@@ -131,6 +131,7 @@ def test_a_killed_process_ends_the_other_and_both_resume_exactly(together: Path,
     assert equal(read(tmp_path, "killed")[0], read(together, "plain")[0])
 
 
+@pytest.mark.slow
 def test_the_command_starts_its_processes_and_ends_with_their_exit_code(tmp_path: Path) -> None:
     """SIGTERM of the command, as Snakemake and Slurm send it: 75, and the next attempt goes on.
 
