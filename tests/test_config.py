@@ -117,3 +117,15 @@ def test_giving_one_key_keeps_the_other_defaults_of_its_stage() -> None:
     assert campaign.compute.training == default.compute.training.model_copy(update={"threads": 64})
     assert campaign.energy_model.training == default.energy_model.training.model_copy(update={"steps": 7})
     assert campaign.screen.matcher == default.screen.matcher.model_copy(update={"stol": 0.25})
+
+
+def test_every_process_of_a_training_has_a_gpu_if_there_are_any() -> None:
+    def training(**values: int) -> Campaign:
+        return parse_campaign({"name": "a", "compute": {"training": values}}, "a.yaml")
+
+    assert training().compute.training.num_processes == 1
+    assert training(gpus=4).compute.training.num_processes == 4
+    assert training(processes=3).compute.training.num_processes == 3
+    assert training(gpus=4, processes=2).compute.training.num_processes == 2
+    with pytest.raises(UserError, match=r"processes \(3\) exceeds gpus \(2\): each process needs its own"):
+        training(gpus=2, processes=3)

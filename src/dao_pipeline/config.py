@@ -133,15 +133,30 @@ class Training(Section):
     """One run of the training loop."""
 
     steps: int = Field(20_000, ge=1, description="optimiser steps")
-    batch_atoms: int = Field(4_000, ge=10, description="atoms per batch")
+    batch_atoms: int = Field(4_000, ge=10, description="atoms per optimiser step, all processes together")
     learning_rate: float = Field(5e-4, gt=0, lt=1, description="peak learning rate (Adam)")
     final_learning_rate: float = Field(1e-6, ge=0, lt=1, description="end of the cosine schedule")
-    warmup_steps: int = Field(200, ge=0, description="linear warm-up")
-    weight_decay: float = Field(0.0, ge=0, lt=1, description="decoupled (AdamW)")
-    clip_norm: float = Field(1.0, gt=0, description="gradient norm above which the gradient is scaled down")
+    warmup_steps: int = Field(200, ge=0, description="linear warm-up from a thousandth of the peak (paper)")
+    weight_decay: float = Field(0.0, ge=0, lt=1, description="pulls weights to zero")
+    decoupled_decay: bool = Field(
+        True, description="true: AdamW; false: Adam with an L2 term, whose pull Adam scales (paper)"
+    )
+    clip: Literal["norm", "value", "none"] = Field(
+        "norm", description="norm: scale the gradient as a whole; value: cut each entry (paper)"
+    )
+    clip_value: float = Field(1.0, gt=0, description="limit of the gradient's norm or of each entry (paper: 0.5)")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the network's matrix products; weights, noise and losses are fp32 in either case"
+    )
+    max_skipped: int = Field(
+        100, ge=0, description="steps that may be skipped because loss or gradient is not finite"
+    )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="exponential moving average of weights; 0: off")
     permute_axes: bool = Field(True, description="augment by permuting a, b, c, which the model does not know")
     validate_every: int = Field(500, ge=1, description="steps between validations on fixed noise")
+    keep: Literal["last", "best"] = Field(
+        "last", description="averaged weights of the last step, or of the validation with the smallest loss"
+    )
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
 
 
@@ -320,11 +335,36 @@ class Resources(Section):
     runtime: int = Field(60, ge=1, description="minutes; multiplied by the attempt")
 
 
+class TrainingResources(Resources):
+    """Resources of training, and how its steps are computed: that changes results by rounding only."""
+
+    processes: int | None = Field(None, ge=1, description="processes of one training; null: one per GPU, else 1")
+    chunk_atoms: int | None = Field(
+        None,
+        ge=1,
+        description="atoms computed at once, which bounds memory; null: 1024 on CPUs, where that fits the caches, "
+        "and a process's whole share of the step on GPUs. Halved by itself where memory runs out",
+    )
+
+    @property
+    def num_processes(self) -> int:
+        """Processes of one training."""
+        return self.processes or max(1, self.gpus)
+
+    @model_validator(mode="after")
+    def _one_gpu_each(self) -> TrainingResources:
+        if self.gpus and self.num_processes > self.gpus:
+            raise ValueError(
+                f"processes ({self.processes}) exceeds gpus ({self.gpus}): each process needs its own"
+            )
+        return self
+
+
 class Compute(Section):
     """Resources by kind of stage; changing them reruns nothing."""
 
     cpu: Resources = Resources()
-    training: Resources = Resources(mem_mb=8_000, runtime=720)
+    training: TrainingResources = TrainingResources(mem_mb=8_000, runtime=720)
     sampling: Resources = Resources(mem_mb=8_000, runtime=240)
 
 

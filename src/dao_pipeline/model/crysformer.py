@@ -70,9 +70,10 @@ class GatedResidual(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """(N, d), (N, d) -> (N, d). The concatenation is never formed: w1.x + w2.y + w3.(x-y) regroups."""
+        y = y.to(x.dtype)  # under autocast: x, the sum over layers, stays in full precision
         w1, w2, w3 = self.gate.weight[0].chunk(3)
         g = torch.sigmoid(x @ (w1 + w3) + y @ (w2 - w3))[:, None]
-        return torch.lerp(y, x, g)
+        return torch.lerp(y, x, g.to(x.dtype))
 
 
 class Block(nn.Module):
@@ -153,12 +154,13 @@ class Crysformer(nn.Module):
         layout = layout or Layout.from_ptr(ptr)
         lattice_sorted = layout.sort_crystals(lattice)
         h = self.features(atomic_numbers, frac_coords, lattice, layout, t)
-        pooled = layout.mean(h)
-        noise = self._lattice_noise(self.lattice_head(pooled), lattice_sorted, layout.sort_crystals(t))
-        energy = None
-        if self.energy_head is not None:
-            energy = layout.unsort_crystals(self.energy_head(pooled)[:, 0])
-        return Output(layout.unsort_atoms(self.coords_head(h)), layout.unsort_crystals(noise), energy)
+        with torch.autocast(h.device.type, enabled=False):  # the heads cost nothing: full precision
+            pooled = layout.mean(h)
+            noise = self._lattice_noise(self.lattice_head(pooled), lattice_sorted, layout.sort_crystals(t))
+            energy = None
+            if self.energy_head is not None:
+                energy = layout.unsort_crystals(self.energy_head(pooled)[:, 0])
+            return Output(layout.unsort_atoms(self.coords_head(h)), layout.unsort_crystals(noise), energy)
 
     def _lattice_noise(self, head: Tensor, lattice: Tensor, t: Tensor) -> Tensor:
         """Noise in the lattice, (B, 3, 3), from the head's numbers; turns with the lattice.
@@ -182,7 +184,8 @@ class Crysformer(nn.Module):
         if self.energy_head is None:
             raise ValueError("this model has no energy head; it is a generator, not DAO-P")
         h = self.features(atomic_numbers, frac_coords, lattice, layout, t)
-        return layout.unsort_crystals(self.energy_head(layout.mean(h))[:, 0])
+        with torch.autocast(h.device.type, enabled=False):
+            return layout.unsort_crystals(self.energy_head(layout.mean(h))[:, 0])
 
     def features(
         self, atomic_numbers: Tensor, frac_coords: Tensor, lattice: Tensor, layout: Layout, t: Tensor

@@ -13,7 +13,7 @@ from dao_pipeline.crystals.table import read_table, require_crystals
 from dao_pipeline.crystals.volume import fit_element_volumes
 from dao_pipeline.errors import UserError
 from dao_pipeline.model.dao import About, DaoModel, load_model
-from dao_pipeline.process.objective import generator_objective
+from dao_pipeline.process.objective import GeneratorObjective
 from dao_pipeline.seeds import stage_seed
 from dao_pipeline.training.run import train_to_directory
 
@@ -50,7 +50,7 @@ def pretrain_generator(
         settings, inputs = campaign.pretrain.stage2, {"relaxed": relaxed, "init": init / "model.safetensors"}
     train_to_directory(
         model,
-        generator_objective,
+        GeneratorObjective(),
         crystals,
         read_table(val_file),
         settings,
@@ -80,7 +80,7 @@ def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, 
         )
     train_to_directory(
         _generator(init),
-        generator_objective,
+        GeneratorObjective(),
         crystals,
         stable(read_table(crysdb / "val.parquet"), campaign.crysdb.stable_threshold),
         settings.training,
