@@ -11,7 +11,6 @@ from torch_geometric.data import Data
 from dao_pipeline.model.crysformer import Output
 from dao_pipeline.model.dao import DaoModel
 from dao_pipeline.model.layout import Layout
-from dao_pipeline.process.diffusion import add_noise
 
 
 class Denoised(NamedTuple):
@@ -30,7 +29,7 @@ def denoise(model: DaoModel, batch: Data, t: Tensor, generator: torch.Generator)
     """
     layout = Layout.from_ptr(batch.ptr)
     scaled = batch.lattice / model.edge(batch.atomic_numbers, layout)
-    noisy = add_noise(batch.frac_coords, scaled, layout.crystal, t, model.schedule, generator)
+    noisy = model.schedule.add_noise(batch.frac_coords, scaled, layout, t, generator)
     out = model.crysformer(batch.atomic_numbers, noisy.frac_coords, noisy.lattice, batch.ptr, t, layout)
     error = out.coords - noisy.coords_target
     if model.process.remove_drift:
