@@ -55,7 +55,7 @@ class Flow(GenerativeProcess):
         dtype, device = frac_coords.dtype, frac_coords.device
         start = self.draw_lattice(len(lattice), generator, dtype)
         u = torch.rand(frac_coords.shape, generator=generator, device=device, dtype=dtype) - 0.5
-        u = layout.remove_mean(u)
+        u = shortest_displacements(u, layout)
         s = (t.to(dtype) / self.timesteps)[:, None, None]
         y = log_metric(lattice)
         center = self.center(dtype)
@@ -100,6 +100,27 @@ class Flow(GenerativeProcess):
     def lattice_std(self, dtype: torch.dtype) -> Tensor:
         """Root mean square deviation of the nine entries of Y_1, a scalar."""
         return (self.prior_factor.to(dtype).square().sum() / 9).sqrt()
+
+
+def shortest_displacements(u: Tensor, layout: Layout) -> Tensor:
+    """The smallest displacements, (N, 3), that lead to the points of ``u`` (N, 3) up to one translation per crystal.
+
+    Of all images of the points and all translations they have the least sum of squares; their mean is zero. On
+    each axis the best images of n points on a circle are those of one of its n cuttings: in rising order, the
+    first k of them moved by 1. With cumulative sums all n are compared at once.
+    """
+    parts = []
+    for block in layout.blocks(layout.sort_atoms(u % 1.0)):
+        n = block.shape[1]
+        ordered, order = block.sort(1)
+        below = ordered.cumsum(1) - ordered  # sum of the first k, k = 0 .. n - 1
+        k = torch.arange(n, device=u.device, dtype=u.dtype)[:, None]
+        spread = 2 * below + k - (ordered.sum(1, keepdim=True) + k) ** 2 / n
+        best = spread.argmin(1, keepdim=True)
+        moved = ordered + (torch.arange(n, device=u.device)[:, None] < best)
+        moved = moved - moved.mean(1, keepdim=True)
+        parts.append(torch.empty_like(block).scatter_(1, order, moved).flatten(0, 1))
+    return layout.unsort_atoms(torch.cat(parts))
 
 
 def _radius(s: Tensor | float) -> Tensor | float:
