@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dao_pipeline.config import Process
 from dao_pipeline.model.layout import Layout
-from dao_pipeline.process.flow import Flow, shortest_displacements
-from dao_pipeline.process.flow_sampler import Method, sample
+from dao_pipeline.process.flow import Flow, displacement_variance, shortest_displacements
+from dao_pipeline.process.flow_sampler import Method, _guide, sample
 from dao_pipeline.process.log_metric import log_metric, metric_cell, pack, unpack
 from dao_pipeline.process.prior import LatticePrior
 from dao_pipeline.process.sampler import Denoiser, Sampled
@@ -149,6 +149,13 @@ def test_targets_are_of_unit_scale(t: int) -> None:
     torch.testing.assert_close(layout.remove_mean(noisy.coords_target), noisy.coords_target)
 
 
+@pytest.mark.parametrize(("atoms", "expected"), [(1, 0.0), (2, 1 / 24), (3, 5 / 108), (4, 19 / 384)])
+def test_variance_of_displacements(atoms: int, expected: float) -> None:
+    """Second moments of a segment, a hexagon and a truncated octahedron: the cells of the lattices A_n*."""
+    assert displacement_variance(atoms) == pytest.approx(expected, rel=0.015)
+    assert displacement_variance(60) < 1 / 12
+
+
 def test_one_atom_has_nowhere_to_go() -> None:
     flow = make_flow()
     layout = Layout.from_ptr(torch.tensor([0, 1]))
@@ -211,8 +218,8 @@ def test_order_of_the_methods() -> None:
             assert math.log2(coarse / fine) == pytest.approx(order, abs=0.25)
     # 1000 levels in 40 steps of 25: the middle of a step is no level
     odd = make_flow(timesteps=1000)
-    reference = draw(odd, lambda f, cell, t: smooth(f, cell, 9 * t), 500, "midpoint")
-    found = draw(odd, lambda f, cell, t: smooth(f, cell, 9 * t), 40, "midpoint")
+    reference = draw(odd, lambda f, cell, t: smooth(f, cell, 1.8 * t), 500, "midpoint")
+    found = draw(odd, lambda f, cell, t: smooth(f, cell, 1.8 * t), 40, "midpoint")
     assert wrap(found.frac_coords - reference.frac_coords).abs().max() < 4 * error(40, "midpoint")[0]
 
 
@@ -380,3 +387,57 @@ def test_guided_cells_have_the_distribution_asked_for(method: Method) -> None:
     assert mean > 0  # far from the -0.2 of unguided cells
     assert float(y.diagonal(dim1=1, dim2=2).mean()) == pytest.approx(mean, abs=0.02)
     assert float(pack(y).std(0).mean()) == pytest.approx(precision**-0.5, rel=0.05)
+
+
+PAIRS = 2000
+
+
+def pair_energy(strength: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """E_s of pairs whose coordinates are uniformly random and whose energy is -strength cos(2 pi d) on each axis.
+
+    To first order in ``strength``: noise damps the cosine by b(s) = sin(pi s) / (pi s), d being uniform on an
+    interval of length s.
+    """
+
+    def energy(f: Tensor, y: Tensor, t: Tensor) -> Tensor:
+        s = int(t[0]) / 1000
+        damped = math.sin(math.pi * s) / (math.pi * s) * strength
+        return -(1 + damped * torch.cos(2 * math.pi * (f[1::2] - f[::2]))).log().sum(1) + 0 * y.sum((1, 2))
+
+    return energy
+
+
+def at_rest(noisy: Tensor, cell: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.zeros_like(noisy), torch.zeros_like(cell)
+
+
+def test_guidance_of_atoms_is_exact_near_the_crystal() -> None:
+    """Against the velocity that continuity asks of the density 1 + strength b(s) cos(2 pi d)."""
+    layout, flow, t, strength = Layout.from_ptr(torch.tensor([0, 2])), make_flow(), 100, 1e-3
+    coords = torch.rand(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.diag(torch.tensor([0.0, 0.1, 0.3], dtype=torch.float64))[None]
+    by_f, by_l = _guide(energy_gradient(pair_energy(strength)), flow, layout, coords, y, t, 1.0)
+    s = t / 1000
+    slope = math.cos(math.pi * s) / s - math.sin(math.pi * s) / (math.pi * s**2)
+    exact = -strength * slope / (2 * math.pi) * torch.sin(2 * math.pi * (coords[1] - coords[0]))
+    torch.testing.assert_close(by_f[1] - by_f[0], exact, rtol=0.03, atol=0)
+    assert not by_l.any()
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0])
+def test_guided_atoms_go_where_energy_is_low(scale: float) -> None:
+    """Mean of cos(2 pi d): I_1 / I_0 asked for; the displacements are not normal, so that not all of it comes."""
+    strength, layout = 0.3, Layout.from_ptr(torch.arange(0, 2 * PAIRS + 1, 2))
+    found = sample(
+        at_rest,
+        layout,
+        make_flow(),
+        steps=50,
+        generator=torch.Generator().manual_seed(0),
+        guidance=energy_gradient(pair_energy(scale * strength)),
+        guidance_scale=1.0,
+        dtype=torch.float64,
+    )
+    mean = float(torch.cos(2 * math.pi * (found.frac_coords[1::2] - found.frac_coords[::2])).mean())
+    asked = scale * strength / 2 * (1 - strength**2 / 8)
+    assert 0.5 < mean / asked < 1.1

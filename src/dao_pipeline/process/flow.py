@@ -1,14 +1,16 @@
 """Flow matching of lattice and fractional coordinates along straight paths (Lipman et al. 2023).
 
 The time of a path is s = t / T, from 0 (crystal) to 1 (noise). Coordinates: F_s = F_0 + s u, where u leads from
-F_0 to the nearest image of a uniformly random point, less its mean over the crystal's atoms: the mean is a
-translation of the noise, which a model that ignores the origin cannot see. Lattice: Y_s = (1 - s) Y_0 + s Y_1 in
-the logarithm of the metric (``log_metric``), Y_1 from a normal prior fitted on the training crystals.
+F_0 to uniformly random points by the shortest way: a translation of all of them is free, because a model that
+ignores the origin cannot see it, and so are their periodic images. So u has no mean over a crystal's atoms.
+Lattice: Y_s = (1 - s) Y_0 + s Y_1 in the logarithm of the metric (``log_metric``), Y_1 from a normal prior fitted
+on the training crystals.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from dao_pipeline.process.log_metric import log_metric, metric_cell, pack, unpac
 from dao_pipeline.process.prior import LatticePrior
 
 COORDS_VARIANCE = 1 / 12
-"""Of u, which is uniform on [-1/2, 1/2)."""
+"""Of a uniformly random point on [-1/2, 1/2): what displacements of many atoms have."""
 
 
 class Flow(GenerativeProcess):
@@ -103,7 +105,7 @@ class Flow(GenerativeProcess):
 
 
 def shortest_displacements(u: Tensor, layout: Layout) -> Tensor:
-    """The smallest displacements, (N, 3), that lead to the points of ``u`` (N, 3) up to one translation per crystal.
+    """The smallest displacements, (N, 3), to the points of ``u`` (N, 3) up to one translation per crystal.
 
     Of all images of the points and all translations they have the least sum of squares; their mean is zero. On
     each axis the best images of n points on a circle are those of one of its n cuttings: in rising order, the
@@ -121,6 +123,21 @@ def shortest_displacements(u: Tensor, layout: Layout) -> Tensor:
         moved = moved - moved.mean(1, keepdim=True)
         parts.append(torch.empty_like(block).scatter_(1, order, moved).flatten(0, 1))
     return layout.unsort_atoms(torch.cat(parts))
+
+
+@cache
+def displacement_variance(atoms: int) -> float:
+    """Variance of the shortest displacements in each of the n - 1 directions that are not the translation.
+
+    1/24 for two atoms, 5/108 for three, rising towards 1/12; 0 for one atom. From some 60,000 draws of a fixed
+    seed, to one per cent.
+    """
+    if atoms == 1:
+        return 0.0
+    count = 20_000 // (atoms - 1) + 1
+    layout = Layout.from_ptr(torch.arange(0, atoms * count + 1, atoms))
+    u = torch.rand(atoms * count, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return float(shortest_displacements(u, layout).square().sum()) / (3 * count * (atoms - 1))
 
 
 def _radius(s: Tensor | float) -> Tensor | float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dao_pipeline.model.layout import Layout
-from dao_pipeline.process.flow import COORDS_VARIANCE, Flow
+from dao_pipeline.process.flow import Flow, displacement_variance
 from dao_pipeline.process.log_metric import metric_cell
 from dao_pipeline.process.sampler import Denoiser, EnergyGradient, Sampled, reverse_times
 
@@ -89,8 +89,9 @@ def _guide(
 
     Lattice: Y_s given Y_0 is normal about (1 - s) Y_0 + s m with covariance s^2 C, so its score is
     -C^-1 (Y_s - m + (1 - s) v) / s and the shift of v is s / (1 - s) C scale grad E_s. Coordinates: F_s given F_0
-    scatters about F_0 with variance s^2 / 12; a normal of that variance has the score -12 v / s, and the shift is
-    s / 12 scale grad E_s.
+    scatters about F_0 with variance s^2 V (``displacement_variance``); a normal of that variance has the score
+    -v / (s V), and the shift is s V scale grad E_s. The displacements are not normal: that is exact for densities
+    and energies that are smooth on the scale of the noise, and an approximation else.
     """
     s = t / flow.timesteps
     level = torch.full((len(y),), t, device=y.device, dtype=torch.int64)
@@ -101,7 +102,8 @@ def _guide(
         (grad_y,) = torch.autograd.grad(lattice, leaf, grad_l)
     grad_y = 0.5 * (grad_y + grad_y.transpose(1, 2))
     gain = min(s / (1 - s), LARGEST_GAIN) if s < 1 else LARGEST_GAIN
+    variance = torch.cat([y.new_full((n * count, 1), displacement_variance(n)) for n, count in layout.classes])
     return (
-        s * COORDS_VARIANCE * scale * layout.remove_mean(grad_f),
+        s * scale * layout.unsort_atoms(variance) * layout.remove_mean(grad_f),
         gain * scale * flow.lattice_covariance(grad_y),
     )
