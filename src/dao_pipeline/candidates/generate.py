@@ -158,6 +158,7 @@ def generate_rows(
                 step_size=settings.step_size,
                 guidance=guidance,
                 guidance_scale=settings.guidance_scale,
+                bound=generator.process.lattice_scale != "none",  # it is in units of the expected edge
             )
     coords = sampled.frac_coords.double().cpu().numpy()
     lattice = (sampled.lattice * edge).double().cpu().numpy()
