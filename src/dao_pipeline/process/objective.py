@@ -16,7 +16,6 @@ from torch_geometric.data import Data
 from dao_pipeline.model.crysformer import Output
 from dao_pipeline.model.dao import DaoModel
 from dao_pipeline.model.layout import Layout
-from dao_pipeline.process.diffusion import add_noise
 
 
 class Denoised(NamedTuple):
@@ -40,7 +39,7 @@ def add_noise_to(model: DaoModel, batch: Data, t: Tensor, generator: torch.Gener
     """
     layout = Layout.from_ptr(batch.ptr)
     scaled = batch.lattice / model.edge(batch.atomic_numbers, layout)
-    noisy = add_noise(batch.frac_coords, scaled, layout.crystal, t, model.schedule, generator)
+    noisy = model.schedule.add_noise(batch.frac_coords, scaled, layout, t, generator)
     return Data(
         atomic_numbers=batch.atomic_numbers,
         frac_coords=noisy.frac_coords,

@@ -10,7 +10,6 @@ import torch
 
 from dao_pipeline.config import Campaign, expand_path
 from dao_pipeline.crystals.table import read_table, require_crystals
-from dao_pipeline.crystals.volume import fit_element_volumes
 from dao_pipeline.errors import UserError
 from dao_pipeline.model.dao import About, DaoModel, load_model
 from dao_pipeline.process.objective import GeneratorObjective
@@ -40,7 +39,7 @@ def pretrain_generator(
             process=campaign.process.model_dump(mode="json"),
         )
         torch.manual_seed(stage_seed(campaign.seed, name))
-        model = DaoModel(about, fit_element_volumes(crystals))
+        model = DaoModel.fitted(about, crystals)
         settings, inputs = campaign.pretrain.stage1, {"train": source}
     else:
         if relaxed is None or init is None:
