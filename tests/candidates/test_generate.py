@@ -23,7 +23,7 @@ from dao_pipeline.crystals.table import read_about, read_table, write_table
 from dao_pipeline.errors import UserError
 from dao_pipeline.model.crysformer import Crysformer, Output
 from dao_pipeline.model.dao import About, DaoModel, load_model, save_model
-from dao_pipeline.process.objective import generator_objective
+from dao_pipeline.process.objective import GeneratorObjective
 from dao_pipeline.sources.embedded import load
 from dao_pipeline.training.loop import train
 
@@ -68,9 +68,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_model(new_model("dao_p", process, table), folder / f"p-{process}")
     save_model(new_model("dao_g", "diffusion", table), folder / "g-diffusion")
     flow = new_model("dao_g", "flow", table)
-    records = train(
+    trained = train(
         flow,
-        generator_objective,
+        GeneratorObjective(),
         CrystalDataset(pa.concat_tables([table] * (64 // len(table)))),
         None,
         TRAINING,
@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         label="test",
     )
     save_model(flow, folder / "g-flow")
-    np.save(folder / "loss.npy", np.array([record["loss"] for record in records], dtype=float))
+    np.save(folder / "loss.npy", np.array([record["loss"] for record in trained.records], dtype=float))
     asked = [Requested(r["formula"], r["formula"], r["atomic_numbers"], r["id"]) for r in table.to_pylist()]
     write_table(plan_table(asked, 4, 100), folder / "plan.parquet", {})
     return folder

@@ -16,8 +16,9 @@ from dao_pipeline.model.dao import About, DaoModel, load_model, save_model
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.process.diffusion import Diffusion
 from dao_pipeline.process.flow import Flow
-from dao_pipeline.process.objective import denoise, generator_objective
+from dao_pipeline.process.objective import GeneratorObjective, add_noise_to, denoise
 from dao_pipeline.sources.embedded import load
+from dao_pipeline.training.objective import Objective, total_loss
 
 PUBLISHED = {"edge_norm": "joint", "distances": False, "noise_aware": False}
 FORMS = pytest.mark.parametrize("form", [{}, PUBLISHED], ids=["default", "published"])
@@ -58,11 +59,13 @@ def test_objectives_have_gradients_for_every_head(form: dict[str, object]) -> No
     batch = CrystalDataset(load().slice(0, 20), "e_above_hull", dtype=torch.float64).select(
         torch.arange(20).numpy()
     )
-    for kind, objective in (("dao_g", generator_objective), ("dao_p", EnergyObjective(EnergyModel()))):
+    objectives: dict[str, Objective] = {"dao_g": GeneratorObjective(), "dao_p": EnergyObjective(EnergyModel())}
+    for kind, objective in objectives.items():
         model = new_model(form, kind)
-        parts = objective(model, batch, torch.Generator().manual_seed(0))  # type: ignore[operator]
-        assert all(torch.isfinite(value) for value in parts.values())
-        parts["loss"].backward()
+        drawn = objective.draw(model, batch, torch.Generator().manual_seed(0))
+        sums = objective.sums(model, drawn)
+        assert all(torch.isfinite(value) for value in sums.values())
+        total_loss(sums, objective.weights(drawn)).backward()
         heads = [model.crysformer.coords_head.weight, model.crysformer.lattice_head.weight]
         assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in heads)
 
@@ -73,7 +76,7 @@ def test_a_clean_crystal_keeps_its_energy() -> None:
     batch = CrystalDataset(load().slice(0, 8), dtype=torch.float64).select(torch.arange(8).numpy())
     t = torch.zeros(8, dtype=torch.int64)
     with torch.no_grad():
-        seen = denoise(model, batch, t, torch.Generator().manual_seed(0)).out.energy
+        seen = denoise(model, add_noise_to(model, batch, t, torch.Generator().manual_seed(0))).out.energy
         layout = Layout.from_ptr(batch.ptr)
         energy = model.energy(batch.atomic_numbers, batch.frac_coords, batch.lattice, t, layout)
     assert seen is not None
