@@ -101,11 +101,10 @@ class PlainCrysformer(nn.Module):
         if not model.joint or model.noise_aware:
             raise ValueError("the plain implementation is of the paper's mode: edge_norm joint, no additions")
         width = model.element.out_features
-        heads = model.blocks[0].attention.heads
         self.register_buffer("descriptors", torch.empty_like(model.descriptors))
         self.element = nn.Linear(NUM_DESCRIPTORS, width)
         self.node = nn.Linear(width + TIME_WIDTH, width)
-        self.blocks = nn.ModuleList(_Block(width, heads, model.frequencies) for _ in model.blocks)
+        self.blocks = nn.ModuleList(_Block(width, model.heads, model.frequencies) for _ in model.blocks)
         self.coords_head = nn.Linear(width, 3, bias=False)
         self.lattice_head = nn.Linear(width, 9, bias=False)
         self.energy_head = (

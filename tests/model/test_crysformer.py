@@ -18,7 +18,8 @@ def make_model(
     torch.manual_seed(seed)
     noise = Noise(torch.linspace(0, 0.5, 1001), torch.linspace(1, 1e-6, 1001)) if aware else None
     shape = {"layers": 2, "width": 32, "heads": 4, "frequencies": 8} | sizes
-    model = Crysformer(**shape, joint=joint, distances=distances, noise=noise, energy_head=True).double()
+    where = "values" if distances else "none"
+    model = Crysformer(**shape, joint=joint, distances=where, noise=noise, energy_head=True).double()
     for parameter in model.parameters():  # norms and biases away from their trivial start
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dao_pipeline.model.attention import EdgeFeatures, TorusAttention
+from dao_pipeline.model.attention import Distances, EdgeFeatures, TorusAttention
 from dao_pipeline.model.descriptors import NUM_DESCRIPTORS, element_descriptors
 from dao_pipeline.model.layout import Layout
 
@@ -72,13 +72,13 @@ class GatedResidual(nn.Module):
         """(N, d), (N, d) -> (N, d). The concatenation is never formed: w1.x + w2.y + w3.(x-y) regroups."""
         w1, w2, w3 = self.gate.weight[0].chunk(3)
         g = torch.sigmoid(x @ (w1 + w3) + y @ (w2 - w3))[:, None]
-        return torch.lerp(y, x, g)
+        return torch.lerp(y.to(x.dtype), x, g.to(x.dtype))  # under autocast x stays in single precision
 
 
 class Block(nn.Module):
     """Pre-norm attention and feed-forward layer, each behind a gated residual (paper 1.5)."""
 
-    def __init__(self, width: int, heads: int, frequencies: int, joint: bool, distances: bool) -> None:
+    def __init__(self, width: int, heads: int, frequencies: int, joint: bool, distances: Distances) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
         self.attention = TorusAttention(width, heads, frequencies, joint, distances)
@@ -97,7 +97,7 @@ class Crysformer(nn.Module):
     """The backbone of DAO-P and DAO-G, with their heads.
 
     ``joint``: one LayerNorm over lattice and Fourier features, as published; otherwise both enter apart.
-    ``distances``: minimum-image distances enter too (not published; only without ``joint``).
+    ``distances``: where minimum-image distances enter (not published; only without ``joint``).
     ``noise``: tables of the noise levels, if the model is to know how much noise t stands for (not published):
     frequencies that drown in it are damped, and the lattice head predicts a velocity in the lattice's own frame.
     ``energy_head``: DAO-P has one, DAO-G has none.
@@ -115,7 +115,7 @@ class Crysformer(nn.Module):
         heads: int,
         frequencies: int,
         joint: bool = False,
-        distances: bool = False,
+        distances: Distances = "none",
         noise: Noise | None = None,
         energy_head: bool = False,
     ) -> None:
@@ -124,7 +124,8 @@ class Crysformer(nn.Module):
             self.register_buffer("sigma", noise.sigma.float(), persistent=False)
             self.register_buffer("alpha_bar", noise.alpha_bar.float(), persistent=False)
         self.noise_aware = noise is not None
-        self.frequencies, self.joint, self.distances = frequencies, joint, distances
+        self.heads, self.frequencies = heads, frequencies
+        self.joint, self.distances = joint, distances
         self.register_buffer("descriptors", element_descriptors())
         self.element = nn.Linear(NUM_DESCRIPTORS, width)
         self.node = nn.Linear(width + TIME_WIDTH, width)
@@ -195,7 +196,7 @@ class Crysformer(nn.Module):
             layout,
             frequencies=self.frequencies,
             joint=self.joint,
-            distances=self.distances,
+            distances=self.distances != "none",
             sigma=self.sigma.to(dtype)[layout.sort_crystals(t)] if self.noise_aware else None,
         )
         width = self.element.out_features
