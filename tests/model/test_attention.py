@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dao_pipeline.model import attention, torus
+from dao_pipeline.model import attention, crysformer, torus
 from dao_pipeline.model.attention import Distances, EdgeFeatures, TorusAttention
 from dao_pipeline.model.layout import Layout
 
@@ -212,3 +212,21 @@ def test_norm_statistics_are_those_of_the_raw_edge_vector() -> None:
     torch.testing.assert_close(edges.rstd[0][0], exact)
     scaled = F.layer_norm(raw, raw.shape[-1:], eps=attention.NORM_EPS)
     torch.testing.assert_close((raw - raw.mean(-1, keepdim=True)) * edges.rstd[0][0][..., None], scaled)
+
+
+def test_parts_of_a_batch_give_what_the_batch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = crysformer.Crysformer(layers=2, width=16, heads=2, frequencies=4, distances="values").double()
+    sizes = [7, 2, 4, 2, 1, 30, 4, 4]
+    layout = Layout.from_ptr(torch.tensor([0, *sizes]).cumsum(0))
+    numbers, t = torch.randint(1, 101, (sum(sizes),)), torch.randint(0, 1001, (len(sizes),))
+    coords = torch.rand(sum(sizes), 3, dtype=torch.float64)
+    lattice = torch.eye(3, dtype=torch.float64) + 0.1 * torch.randn(len(sizes), 3, 3, dtype=torch.float64)
+    whole = model.features(numbers, coords, lattice, layout, t)
+    monkeypatch.setattr(crysformer, "CPU_PART_ATOMS", 9)
+    torch.testing.assert_close(model.features(numbers, coords, lattice, layout, t), whole)
+    parts = layout.parts(9)
+    assert [part.classes for part in parts] == [((1, 1), (2, 2), (4, 1)), ((4, 2),), ((7, 1),), ((30, 1),)]
+    assert layout.parts(1000) == [layout]
+    for part in parts:
+        assert int(part.ptr[-1]) == len(part.crystal) == sum(n * count for n, count in part.classes)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dao_pipeline.model.attention import Distances, EdgeFeatures, TorusAttention
 from dao_pipeline.model.descriptors import NUM_DESCRIPTORS, element_descriptors
-from dao_pipeline.model.layout import Layout
+from dao_pipeline.model.layout import CPU_PART_ATOMS, Layout
 
 TIME_WIDTH = 256
 
@@ -188,22 +188,38 @@ class Crysformer(nn.Module):
     def features(
         self, atomic_numbers: Tensor, frac_coords: Tensor, lattice: Tensor, layout: Layout, t: Tensor
     ) -> Tensor:
-        """Node features after the last block, (N, d), in the layout's sorted order (paper 1.2 to 1.5)."""
+        """Node features after the last block, (N, d), in the layout's sorted order (paper 1.2 to 1.5).
+
+        On a CPU a large batch goes through the blocks part by part, so that its intermediates fit the caches.
+        """
+        atoms = (layout.sort_atoms(atomic_numbers), layout.sort_atoms(frac_coords))
+        crystals = (layout.sort_crystals(lattice), layout.sort_crystals(t))
+        parts = layout.parts(CPU_PART_ATOMS) if frac_coords.device.type == "cpu" else [layout]
+        if len(parts) == 1:
+            return self._features(*atoms, *crystals, layout)
+        split = [values.split([len(part.crystal) for part in parts]) for values in atoms]
+        split += [values.split([part.num_crystals for part in parts]) for values in crystals]
+        return torch.cat([self._features(*inputs) for inputs in zip(*split, parts, strict=True)])
+
+    def _features(
+        self, atomic_numbers: Tensor, frac_coords: Tensor, lattice: Tensor, t: Tensor, layout: Layout
+    ) -> Tensor:
+        """The same for sorted inputs, all at once."""
         dtype = self.node.weight.dtype
         edges = EdgeFeatures.of(
-            layout.sort_atoms(frac_coords),
-            layout.sort_crystals(lattice),
+            frac_coords,
+            lattice,
             layout,
             frequencies=self.frequencies,
             joint=self.joint,
             distances=self.distances != "none",
-            sigma=self.sigma.to(dtype)[layout.sort_crystals(t)] if self.noise_aware else None,
+            sigma=self.sigma.to(dtype)[t] if self.noise_aware else None,
         )
         width = self.element.out_features
         # Linear([element ; time]) splits by columns: time is projected once per crystal, not per atom
         by_element = self.element(self.descriptors) @ self.node.weight[:, :width].T + self.node.bias
-        by_time = time_embedding(layout.sort_crystals(t)).to(dtype) @ self.node.weight[:, width:].T
-        x = by_element[layout.sort_atoms(atomic_numbers)] + layout.expand(by_time)
+        by_time = time_embedding(t).to(dtype) @ self.node.weight[:, width:].T
+        x = by_element[atomic_numbers] + layout.expand(by_time)
         for block in self.blocks:
             x = block(x, edges, layout)
         return x
