@@ -88,7 +88,10 @@ class EdgeFeatures:
         with torch.autocast(frac_coords.device.type, enabled=False):
             # separate mode starts at k = 1: k = 0 is a constant; published code has it
             k = torch.arange(frequencies, device=frac_coords.device, dtype=frac_coords.dtype) + (0 if joint else 1)
-            angles = (2 * math.pi) * (frac_coords[:, :, None] * k).flatten(1)
+            # whole turns are left out before rounding can hurt: k times a multiple of 1/4096 is exact
+            coarse = (frac_coords.detach() * 4096).round() / 4096
+            turns = (coarse[:, :, None] * k) % 1.0 + (frac_coords - coarse)[:, :, None] * k
+            angles = (2 * math.pi) * turns.flatten(1)
             phasor = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1)
             damped = phasor
             if sigma is not None:
