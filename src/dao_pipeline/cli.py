@@ -297,6 +297,22 @@ def show(
 
 
 @command
+def import_checkpoint(
+    source: Annotated[Path, typer.Argument(help="official checkpoint (.ckpt), or its folder with last.ckpt")],
+    out: Annotated[Path, typer.Option("--out", help="model directory to write")],
+    kind: Annotated[str | None, typer.Option(help="dao_p or dao_g; default: what the hyperparameters say")] = None,
+) -> None:
+    """Turn an official DAO checkpoint into a model directory; no code in the file is run."""
+    from dao_pipeline.model.official import import_checkpoint as run
+
+    if kind not in (None, "dao_p", "dao_g"):
+        raise UserError(f"--kind {kind}: no such kind of model; say dao_p or dao_g.")
+    for line in run(source, out, kind):  # type: ignore[arg-type]  # checked above
+        typer.echo(line)
+    typer.echo(f"wrote {out}")
+
+
+@command
 def build_embedded(
     out: OutFile,
     work: WorkDir,

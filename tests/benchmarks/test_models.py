@@ -7,21 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "models.py"
-SMALL = [
-    "--preset",
-    "tiny",
-    "--layers",
-    "1",
-    "--crystals",
-    "3",
-    "--repeats",
-    "1",
-    "--steps",
-    "2",
-    "--threads",
-    "1",
-]
+SMALL = ["--preset", "tiny", "--layers", "1", "--threads", "1"]
+SMALL += ["--crystals", "3", "--repeats", "1", "--steps", "2"]
 
 
 def run(tmp_path: Path, *options: str, edit: tuple[str, str] | None = None) -> tuple[int, str, dict]:
@@ -33,15 +23,12 @@ def run(tmp_path: Path, *options: str, edit: tuple[str, str] | None = None) -> t
         assert edit[0] in plain
         (tmp_path / "plain.py").write_text(plain.replace(*edit))
     out = tmp_path / "result.json"
-    done = subprocess.run(
-        [sys.executable, str(script), *SMALL, *options, "--out", str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, str(script), *SMALL, *options, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr, json.loads(out.read_text()) if out.exists() else {}
 
 
+@pytest.mark.slow
 def test_every_work_is_measured_and_written(tmp_path: Path) -> None:
     code, text, result = run(tmp_path, "--sizes", "mp20")
     assert code == 0, text

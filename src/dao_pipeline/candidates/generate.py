@@ -123,6 +123,7 @@ def generate_rows(
             step_size=settings.step_size,
             guidance=guidance_gradient(energy_model, numbers, edge, layout) if energy_model else None,
             guidance_scale=settings.guidance_scale,
+            bound=generator.process.lattice_scale != "none",  # it is in units of the expected edge
         )
     coords = sampled.frac_coords.double().cpu().numpy()
     lattice = (sampled.lattice * edge).double().cpu().numpy()
