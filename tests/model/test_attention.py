@@ -230,3 +230,21 @@ def test_parts_of_a_batch_give_what_the_batch_gives(monkeypatch: pytest.MonkeyPa
     assert layout.parts(1000) == [layout]
     for part in parts:
         assert int(part.ptr[-1]) == len(part.crystal) == sum(n * count for n, count in part.classes)
+
+
+@modes
+def test_compiled_graph_gives_the_same(joint: bool, distances: Distances) -> None:
+    """Traced as torch.compile does it, with the plain kernels in place of generated ones."""
+    torch.manual_seed(0)
+    model = crysformer.Crysformer(layers=1, width=16, heads=2, frequencies=4, joint=joint, distances=distances)
+    layout = Layout.from_ptr(torch.tensor([0, 3, 5, 8]))
+    inputs = torch.randint(1, 101, (8,)), torch.rand(8, 3), torch.eye(3) + 0.1 * torch.randn(3, 3, 3)
+    t = torch.tensor([1, 500, 0])
+    compiled = torch.compile(model.features, backend="aot_eager", dynamic=False)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    results = []
+    for features in (model.features, compiled):
+        out = features(*inputs, layout, t)
+        results.append([out, *torch.autograd.grad(out.square().sum(), parameters, allow_unused=True)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
