@@ -33,7 +33,8 @@ from torch_geometric.data import Data
 from dao_pipeline.config import Backbone, Process
 from dao_pipeline.model.dao import About, DaoModel
 from dao_pipeline.model.layout import Layout
-from dao_pipeline.process.objective import generator_objective
+from dao_pipeline.process.diffusion import Diffusion
+from dao_pipeline.process.objective import GeneratorObjective
 from dao_pipeline.process.sampler import sample
 from plain import PlainCrysformer
 
@@ -228,6 +229,7 @@ def make_step(args: argparse.Namespace, model: DaoModel, batch: Data, work: str)
     """One unit of ``work`` on ``batch``."""
     layout = Layout.from_ptr(batch.ptr)
     generator = torch.Generator(args.device).manual_seed(0)
+    objective = GeneratorObjective()
     parameters = list(model.crysformer.parameters())
 
     def denoise(coords: Tensor, lattice: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,9 +243,12 @@ def make_step(args: argparse.Namespace, model: DaoModel, batch: Data, work: str)
     def gradient() -> None:
         for parameter in parameters:
             parameter.grad = None
-        generator_objective(model, batch, generator)["loss"].backward()
+        noisy = objective.draw(model, batch, generator)
+        weights, sums = objective.weights(noisy), objective.sums(model, noisy)
+        torch.stack([sums[name] / weights[name] for name in weights]).sum().backward()
 
     def sampling(steps: int) -> None:
+        assert isinstance(model.schedule, Diffusion)
         with torch.no_grad():
             sample(denoise, layout, model.schedule, steps=steps, generator=generator)
 

@@ -83,6 +83,8 @@ def test_settings_of_the_paper(campaign: Campaign) -> None:
     for name, (training, rate, decay, epochs) in runs.items():
         assert (training.learning_rate, training.weight_decay) == (rate, decay), name
         assert (training.final_learning_rate, training.ema_decay, training.permute_axes) == (1e-6, 0.0, False)
+        assert (training.clip, training.clip_value, training.decoupled_decay) == ("value", 0.5, False)
+        assert (training.precision, training.keep) == ("fp32", "last")
         assert training.warmup_steps * epochs == training.steps * 50, name
     generate, matcher = campaign.generate, campaign.evaluate.matcher
     assert (generate.steps, generate.corrector, generate.step_size) == (1000, True, 1e-5)

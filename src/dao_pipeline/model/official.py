@@ -128,6 +128,7 @@ def read_official(checkpoint: Path, kind: Kind | None = None) -> Imported:
             joint=True,
             distances=backbone.distances,
             noise=None,
+            lattice_output="product",
             energy_head=kind == "dao_p",
         ).state_dict()
     names = {ours: official_name(ours, head) for ours in blank}
