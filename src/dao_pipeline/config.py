@@ -130,10 +130,11 @@ class Backbone(Section):
         description="joint: one LayerNorm over lattice and Fourier features (paper); separate: the weight of the "
         "Fourier features does not depend on cell size",
     )
-    distances: bool = Field(
-        True, description="attention also sees minimum-image distances (paper: false; needs edge_norm: separate)"
+    distances: Literal["none", "bias", "values"] = Field(
+        "values",
+        description="attention also sees minimum-image distances: bias, in its logits; values, also in what it "
+        "sums (paper: none; others need edge_norm: separate)",
     )
-
     noise_aware: bool = Field(
         True,
         description="the model knows how much noise t stands for: frequencies that drown in it are damped, and "
@@ -142,8 +143,8 @@ class Backbone(Section):
 
     @model_validator(mode="after")
     def _published_form(self) -> Backbone:
-        if self.edge_norm == "joint" and (self.distances or self.noise_aware):
-            raise ValueError("edge_norm joint is the published form: set distances and noise_aware to false")
+        if self.edge_norm == "joint" and (self.distances != "none" or self.noise_aware):
+            raise ValueError("edge_norm joint is the published form: set distances: none and noise_aware: false")
         return self
 
 
@@ -465,10 +466,10 @@ class Campaign(Section):
             raise ValueError("data.path: source is file, so name the file (or use source: embedded)")
         self.generate.sampling(self.process)
         for section in ("energy_model", "generator"):
-            if getattr(self, section).backbone.distances and self.process.lattice_scale == "none":
+            if getattr(self, section).backbone.distances != "none" and self.process.lattice_scale == "none":
                 raise ValueError(
                     f"{section}.backbone.distances needs process.lattice_scale: composition, which gives "
-                    "distances their unit; set distances: false"
+                    "distances their unit; set distances: none"
                 )
         for i, composition in enumerate(self.generate.compositions or []):
             if composition.num_atoms > self.generate.max_atoms:

@@ -50,7 +50,6 @@ def test_equals_the_plain_reference(joint: bool, sizes: list[int]) -> None:
 
 
 @FORMS
-@pytest.mark.xfail(reason="2 pi k f is rounded to single precision: at k = 127 by up to 3e-5", strict=True)
 def test_single_precision_with_the_frequencies_of_the_paper(joint: bool) -> None:
     compare(make_model(joint, frequencies=128).float(), random_batch([7, 1, 33, 2, 20, 60]), 1e-5)
 
@@ -85,7 +84,7 @@ def test_attention_alone_equals_the_plain_reference(joint: bool) -> None:
         layout,
         frequencies=model.frequencies,
         joint=joint,
-        distances=model.distances,
+        distances=False,
     )
     with torch.no_grad():
         found = layout.unsort_atoms(module(layout.sort_atoms(h), features, layout))

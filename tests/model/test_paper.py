@@ -147,7 +147,7 @@ def test_sampling_equals_the_plain_reference(dtype: torch.dtype, tolerance: floa
     """Our sampler with our network, against the published loop with the plain network (sections 1 and 2.3)."""
     steps, ptr = 12, torch.tensor([0, 2, 5, 6])
     backbone = Backbone(
-        preset="tiny", layers=2, width=32, frequencies=8, edge_norm="joint", distances=False, noise_aware=False
+        preset="tiny", layers=2, width=32, frequencies=8, edge_norm="joint", distances="none", noise_aware=False
     )
     process = {"timesteps": steps, "lattice_scale": "none", "remove_drift": False}
     torch.manual_seed(1)

@@ -22,7 +22,7 @@ from dao_pipeline.model.dao import About, DaoModel
 from dao_pipeline.model.layout import Layout
 
 SMALL: dict[str, Any] = {"preset": "tiny", "layers": 2, "width": 32, "heads": 4, "frequencies": 8}
-PLAIN: dict[str, Any] = {"edge_norm": "separate", "distances": False, "noise_aware": False}
+PLAIN: dict[str, Any] = {"edge_norm": "separate", "distances": "none", "noise_aware": False}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ VARIANTS = [
     Variant("paper", {**PLAIN, "edge_norm": "joint"}, {"lattice_scale": "none", "remove_drift": False}),
     Variant("separate", PLAIN),
     Variant("separate in angstrom", PLAIN, {"lattice_scale": "none"}),
-    Variant("distances", {**PLAIN, "distances": True}),
+    Variant("distances as a bias", {**PLAIN, "distances": "bias"}),
+    Variant("distances", {**PLAIN, "distances": "values"}),
     Variant("noise-aware", {**PLAIN, "noise_aware": True}),
     Variant("default"),
 ]

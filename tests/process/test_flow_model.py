@@ -20,7 +20,7 @@ from dao_pipeline.process.objective import GeneratorObjective, add_noise_to, den
 from dao_pipeline.sources.embedded import load
 from dao_pipeline.training.objective import Objective, total_loss
 
-PUBLISHED = {"edge_norm": "joint", "distances": False, "noise_aware": False}
+PUBLISHED = {"edge_norm": "joint", "distances": "none", "noise_aware": False}
 FORMS = pytest.mark.parametrize("form", [{}, PUBLISHED], ids=["default", "published"])
 
 

@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dao_pipeline.model.attention import EdgeFeatures, TorusAttention
+from dao_pipeline.model.attention import Distances, EdgeFeatures, TorusAttention
 from dao_pipeline.model.descriptors import NUM_DESCRIPTORS, element_descriptors
-from dao_pipeline.model.layout import Layout
+from dao_pipeline.model.layout import CPU_PART_ATOMS, Layout
 
 TIME_WIDTH = 256
 
@@ -83,7 +83,7 @@ class GatedResidual(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and feed-forward layer, each behind a gated residual (paper 1.5)."""
 
-    def __init__(self, width: int, heads: int, frequencies: int, joint: bool, distances: bool) -> None:
+    def __init__(self, width: int, heads: int, frequencies: int, joint: bool, distances: Distances) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
         self.attention = TorusAttention(width, heads, frequencies, joint, distances)
@@ -102,7 +102,7 @@ class Crysformer(nn.Module):
     """The backbone of DAO-P and DAO-G, with their heads.
 
     ``joint``: one LayerNorm over lattice and Fourier features, as published; otherwise both enter apart.
-    ``distances``: minimum-image distances enter too (not published; only without ``joint``).
+    ``distances``: where minimum-image distances enter (not published; only without ``joint``).
     ``noise``: tables of the noise levels, if the model is to know how much noise t stands for (not published):
     frequencies that drown in it are damped, and the lattice head predicts a velocity in the lattice's own frame.
     ``lattice_output``: see ``_lattice_output``; None: ``velocity`` with ``noise``, else ``product``.
@@ -121,7 +121,7 @@ class Crysformer(nn.Module):
         heads: int,
         frequencies: int,
         joint: bool = False,
-        distances: bool = False,
+        distances: Distances = "none",
         noise: Noise | None = None,
         lattice_output: LatticeOutput | None = None,
         energy_head: bool = False,
@@ -135,7 +135,8 @@ class Crysformer(nn.Module):
             if noise is None or noise.alpha_bar is None:
                 raise ValueError("lattice output velocity needs the noise of the lattice, alpha_bar")
             self.register_buffer("alpha_bar", noise.alpha_bar.float(), persistent=False)
-        self.frequencies, self.joint, self.distances = frequencies, joint, distances
+        self.heads, self.frequencies = heads, frequencies
+        self.joint, self.distances = joint, distances
         self.register_buffer("descriptors", element_descriptors())
         self.element = nn.Linear(NUM_DESCRIPTORS, width)
         self.node = nn.Linear(width + TIME_WIDTH, width)
@@ -205,22 +206,38 @@ class Crysformer(nn.Module):
     def features(
         self, atomic_numbers: Tensor, frac_coords: Tensor, lattice: Tensor, layout: Layout, t: Tensor
     ) -> Tensor:
-        """Node features after the last block, (N, d), in the layout's sorted order (paper 1.2 to 1.5)."""
+        """Node features after the last block, (N, d), in the layout's sorted order (paper 1.2 to 1.5).
+
+        On a CPU a large batch goes through the blocks part by part, so that its intermediates fit the caches.
+        """
+        atoms = (layout.sort_atoms(atomic_numbers), layout.sort_atoms(frac_coords))
+        crystals = (layout.sort_crystals(lattice), layout.sort_crystals(t))
+        parts = layout.parts(CPU_PART_ATOMS) if frac_coords.device.type == "cpu" else [layout]
+        if len(parts) == 1:
+            return self._features(*atoms, *crystals, layout)
+        split = [values.split([len(part.crystal) for part in parts]) for values in atoms]
+        split += [values.split([part.num_crystals for part in parts]) for values in crystals]
+        return torch.cat([self._features(*inputs) for inputs in zip(*split, parts, strict=True)])
+
+    def _features(
+        self, atomic_numbers: Tensor, frac_coords: Tensor, lattice: Tensor, t: Tensor, layout: Layout
+    ) -> Tensor:
+        """The same for sorted inputs, all at once."""
         dtype = self.node.weight.dtype
         edges = EdgeFeatures.of(
-            layout.sort_atoms(frac_coords),
-            layout.sort_crystals(lattice),
+            frac_coords,
+            lattice,
             layout,
             frequencies=self.frequencies,
             joint=self.joint,
-            distances=self.distances,
-            sigma=self.sigma.to(dtype)[layout.sort_crystals(t)] if self.noise_aware else None,
+            distances=self.distances != "none",
+            sigma=self.sigma.to(dtype)[t] if self.noise_aware else None,
         )
         width = self.element.out_features
         # Linear([element ; time]) splits by columns: time is projected once per crystal, not per atom
         by_element = self.element(self.descriptors) @ self.node.weight[:, :width].T + self.node.bias
-        by_time = time_embedding(layout.sort_crystals(t)).to(dtype) @ self.node.weight[:, width:].T
-        x = by_element[layout.sort_atoms(atomic_numbers)] + layout.expand(by_time)
+        by_time = time_embedding(t).to(dtype) @ self.node.weight[:, width:].T
+        x = by_element[atomic_numbers] + layout.expand(by_time)
         for block in self.blocks:
             x = block(x, edges, layout)
         return x

@@ -286,7 +286,7 @@ def _backbone(path: Path, stored: dict[str, Stored], hparams: dict[str, Any]) ->
             heads=hparams.get("model.decoder.head_num", 8),
             frequencies=(edge[0] - 9) // 6,
             edge_norm="joint",
-            distances=False,
+            distances="none",
             noise_aware=False,
         )
         if width[0] % backbone_sizes(backbone)["heads"]:
