@@ -25,7 +25,7 @@ _TRAINING = {"steps": 4, "batch_atoms": 100, "warmup_steps": 1, "validate_every"
 TINY: dict[str, Any] = {
     "name": "tiny",
     "data": {"source": "file", "energy_method": "made up"},
-    "crysdb": {"val_fraction": 0.1, "test_fraction": 0.2},
+    "crysdb": {"min_atoms": 1, "val_fraction": 0.1, "test_fraction": 0.2},
     "process": {"timesteps": 10},
     "energy_model": {"backbone": _BACKBONE, "training": _TRAINING},
     "relax": {"steps": 2, "shard_size": 20, "jobs": 2},

@@ -85,7 +85,8 @@ def require_held_out(test: Path, models: Mapping[str, Sequence[Mapping[str, Any]
             else:
                 left = ", ".join(str(e.get("name")) for e in known) or "nothing"
                 what = f"left out {left}, but not these crystals"
-            problems.append(f"{name}: its training set of {entry.get('stage')} ({entry.get('campaign')}) {what}")
+            where = entry.get("campaign") or "elsewhere"
+            problems.append(f"{name}: its training set of {entry.get('stage')} ({where}) {what}")
     if problems and not allow:
         raise UserError(
             f"{test}: models may have been trained on these crystals. {'; '.join(problems)}. Name the test set in "
