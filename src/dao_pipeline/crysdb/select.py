@@ -151,15 +151,16 @@ def preference(facts: Facts, atoms: np.ndarray, given: np.ndarray, limits: CrysD
     smallest cell; the first by id. Nothing depends on the order of the table, except between rows of one id.
     """
     side = np.select([given == TEST, given == VAL], [0, 1], 2)
-    date = facts.published.astype(np.int64) if limits.split == "time" else np.zeros(len(facts), dtype=np.int64)
-    date = np.where(np.isnat(facts.published), np.iinfo(np.int64).max, date) if limits.split == "time" else date
+    date = np.zeros(len(facts), dtype=np.int64)
+    if limits.split == "time":
+        date = np.where(np.isnat(facts.published), np.iinfo(np.int64).max, facts.published.astype(np.int64))
     sources = coded(facts.sources)
     order = {name: k for k, name in enumerate(limits.dedup.prefer)}
     place = np.array([order.get(name, len(order)) for name in sources.names] + [len(order)])[sources.code]
     by_id = np.empty(len(facts), dtype=np.int64)
     by_id[pc.sort_indices(facts.ids).to_numpy()] = np.arange(len(facts))
-    keys = [place, facts.precursor, date, side]  # np.lexsort: the last is the most important
-    keys = [by_id, atoms, facts.formation_energy, facts.e_above_hull, *keys]
+    # np.lexsort: the last key is the most important; NaN, unknown, comes last
+    keys = (by_id, atoms, facts.formation_energy, facts.e_above_hull, place, facts.precursor, date, side)
     rank = np.empty(len(facts), dtype=np.int64)
     rank[np.lexsort(keys)] = np.arange(len(facts))
     return rank
