@@ -65,6 +65,10 @@ VARIANTS = [
     Variant("distances", {**PLAIN, "distances": "values"}),
     Variant("noise-aware", {**PLAIN, "noise_aware": True}),
     Variant("default"),
+    Variant("flow", process={"kind": "flow"}, lattice_turns=False),
+    Variant(
+        "flow on the published backbone", {**PLAIN, "edge_norm": "joint"}, {"kind": "flow"}, lattice_turns=False
+    ),
 ]
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
