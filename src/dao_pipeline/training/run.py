@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from dao_pipeline.training.distributed import join_processes
 from dao_pipeline.training.loop import train
 from dao_pipeline.training.metrics import metrics_table
 from dao_pipeline.training.objective import Objective
+
+_log = logging.getLogger("dao_pipeline")
 
 
 def train_to_directory(
@@ -49,6 +52,7 @@ def train_to_directory(
     note |= {"about": {**model.about.__dict__, "history": None}}
     identity = hashlib.sha256(json.dumps(note, sort_keys=True, default=str).encode()).hexdigest()[:16]
     label = model.about.energy_label
+    left_out = _held_out(inputs)
     with join_processes() as processes:
         state = train(
             model.to(processes.device),
@@ -75,7 +79,7 @@ def train_to_directory(
             "steps": settings.steps,
             "seed": seed,
             "inputs": hashes,
-            "held_out": _held_out(inputs),
+            "held_out": left_out,
             **_validated(state),
         },
     ]
@@ -89,9 +93,20 @@ def train_to_directory(
 
 
 def _held_out(inputs: dict[str, Path]) -> list[dict[str, Any]] | None:
-    """What the table that a model was trained on leaves out."""
+    """What the table that a model is trained on leaves out; says before training where evaluate will object."""
     table = next(path for name, path in inputs.items() if name not in ("init", "val"))
-    return held_out(table, inputs["val"].with_name("test.parquet") if "val" in inputs else None)
+    if "val" not in inputs:
+        return held_out(table)
+    test = inputs["val"].with_name("test.parquet")
+    found = held_out(table, test)
+    if found is None and test.exists():
+        _log.warning(
+            "%s has compositions of %s: evaluate will refuse to score this model on them, unless "
+            "evaluate.allow_leakage is set",
+            table,
+            test,
+        )
+    return found
 
 
 def _validated(state: State) -> dict[str, Any]:
