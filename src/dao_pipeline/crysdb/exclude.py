@@ -105,11 +105,11 @@ def structures(tables: list[Excluded], formula: Coded) -> tuple[FlatCrystals, np
         flat = flatten(table.filter(pa.array(keep)))
         sound = np.isfinite(flat.lattice).all((1, 2))
         sound[flat.crystal_of_atom[~np.isfinite(flat.frac).all(1) | (flat.numbers > MAX_ATOMIC_NUMBER)]] = False
-        reduced, failures = niggli_reduce(flat)
-        sound[list(failures)] = False
-        parts.append(reduced.select(sound))
-        formula_of.append(codes[keep][sound])
-        table_of.append(np.full(int(sound.sum()), k))
+        reduced, failures = niggli_reduce(flat.select(sound))
+        usable = ~np.isin(np.arange(len(reduced)), list(failures))
+        parts.append(reduced.select(usable))
+        formula_of.append(codes[keep][sound][usable])
+        table_of.append(np.full(int(usable.sum()), k))
     flat = FlatCrystals(
         numbers=np.concatenate([np.zeros(0, np.int64), *(part.numbers for part in parts)]),
         frac=np.concatenate([np.zeros((0, 3)), *(part.frac for part in parts)]),
