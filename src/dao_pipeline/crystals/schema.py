@@ -43,6 +43,8 @@ CRYSTAL: dict[str, Column] = {
 """Columns of section 3 of the design: what a crystal is and what is known about it."""
 
 STAGES: dict[str, Column] = {
+    # sources
+    "published": Column(_text, "", "year or date of first publication, e.g. 1998 or 1998-05-01"),
     # CrysDB
     "precursor_of": Column(_text, "", "id of the relaxed crystal that this unstable one relaxes to"),
     # relaxation of the training set by DAO-P

@@ -23,7 +23,8 @@ from dao_pipeline import __version__
 from dao_pipeline.crystals.schema import COLUMNS, CRYSTAL, REJECTED_SCHEMA, SCHEMA_VERSION
 from dao_pipeline.errors import UserError
 
-_KEY = b"dao_pipeline"
+METADATA_KEY = b"dao_pipeline"
+"""Where a Parquet file keeps what it says about itself."""
 _PACKAGES = ("torch", "numpy", "pyarrow", "pymatgen", "ase", "chgnet", "moyopy", "smact")
 
 
@@ -107,7 +108,7 @@ def write_table(table: pa.Table, path: Path, about: dict[str, Any]) -> None:
     """
     _check_columns(table, path)
     note = {"schema_version": SCHEMA_VERSION, "rows": table.num_rows, **about}
-    table = table.replace_schema_metadata({_KEY: json.dumps(note, default=str).encode()})
+    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(note, default=str).encode()})
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=10_000)
 
@@ -139,7 +140,7 @@ def read_about(path: Path) -> dict[str, Any]:
     """
     first = table_files(path)[0]
     try:
-        raw = (pq.read_schema(first).metadata or {}).get(_KEY, b"{}")
+        raw = (pq.read_metadata(first).metadata or {}).get(METADATA_KEY, b"{}")
         note: dict[str, Any] = json.loads(raw)
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise UserError(
