@@ -238,13 +238,14 @@ def test_folder_of_cifs(tmp_path: Path) -> None:
     for i in range(4):
         (folder / f"part{i // 2}").mkdir(parents=True, exist_ok=True)
         (folder / f"part{i // 2}" / f"c{i}.cif").write_text(cif(i))
+    (folder / "part1" / "c4.cif.gz").write_bytes(gzip.compress(cif(4).encode()))
     (folder / "part1" / "bad.cif").write_text("prose")
     (folder / ".hidden.cif").write_text(cif(9))
     (folder / "notes.md").write_text("not read")
     imported = read_crystals(folder)
-    assert imported.table["id"].to_pylist() == ["part0/c0", "part0/c1", "part1/c2", "part1/c3"]
+    assert imported.table["id"].to_pylist() == ["part0/c0", "part0/c1", "part1/c2", "part1/c3", "part1/c4"]
     assert set(imported.table["source"].to_pylist()) == {"mine"}
-    same_crystals(imported.table, 4)
+    same_crystals(imported.table, 5)
     (row,) = imported.rejected
     assert (row["id"], row["reason"]) == ("part1/bad", "bad_cif")
     assert "(part1/bad.cif)" in row["detail"]

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dao_pipeline.config import Data
-from dao_pipeline.crystals.table import file_hash, read_about, table_files
+from dao_pipeline.crystals.table import file_hash, read_about
 from dao_pipeline.errors import UserError
 from dao_pipeline.parallel import available_cpus
 from dao_pipeline.sources.columns import STRUCTURE, from_columns, names_of
@@ -121,12 +121,9 @@ class _Reader:
 
     def _parquet(self, file: Path) -> Iterator[Imported]:
         first = 0
-        shards = self.path.is_dir() and len(table_files(file)) == 1
-        prefix = self._prefix(file) if shards else ""
         for table in _tables(file, self.columns):
-            origin = str(file)
-            method = self.data.energy_method
-            yield from_columns(table, self._source(file), method, origin, first, self.columns, prefix)
+            source, method, prefix = self._source(file), self.data.energy_method, self._prefix(file)
+            yield from_columns(table, source, method, str(file), first, self.columns, prefix)
             first += table.num_rows
 
     # everything that must be parsed

@@ -101,23 +101,23 @@ class _Snapshot:
         asked = query.model_dump(mode="json") | {"snapshot": name}
         self.parts = Parts(work, "materials_project", asked)
         self.client = _Client(query, network)
+        self.restarts: list[dict[str, str]] = []
 
     def complete(self) -> Source:
         """Fetch what is missing; a new database version in between means to begin again."""
-        restarts: list[dict[str, str]] = []
-        while True:
+        for _ in range(_RESTARTS + 1):
             try:
-                return self._source(*self._fetch(), restarts)
+                return self._source(*self._fetch())
             except _NewVersion as changed:
-                old = (self.parts.about("ids") or {}).get("database_version", "")
-                restarts.append({"from": old, "to": changed.now, "date": _now()})
-                log.warning("Materials Project: database %s became %s; beginning again", old, changed.now)
+                note = self.parts.about("ids") or {}
+                old, now = note.get("database_version", ""), changed.now
+                self.restarts = [*note.get("restarts", []), {"from": old, "to": now, "date": _now()}]
+                log.warning("Materials Project: database %s became %s; beginning again", old, now)
                 self.parts.clear()
-                if len(restarts) > _RESTARTS:
-                    raise UserError(
-                        f"Materials Project: the database changed {len(restarts)} times during one download, last "
-                        f"to {changed.now}; try again when it is at rest."
-                    ) from None
+        raise UserError(
+            f"Materials Project: the database changed {_RESTARTS + 1} times during one download, last to {now}; "
+            "try again when it is at rest."
+        )
 
     def _fetch(self) -> tuple[str, list[str], list[str]]:
         """Database version, all ids, and the names of the chunks that are needed and there."""
@@ -159,10 +159,11 @@ class _Snapshot:
         if not ids:
             raise UserError(f"the Materials Project has no crystal for {_words(self.query)}; widen the query.")
         log.info("Materials Project %s: %d crystals match", database, len(ids))
-        note = {"database_version": database, "date": _now(), "mp_api": version("mp-api")}
+        note: dict[str, Any] = {"database_version": database, "date": _now(), "mp_api": version("mp-api")}
+        note |= {"restarts": self.restarts}
         self.parts.keep_table("ids", pa.table({"id": pa.array(ids, pa.string())}), **note)
 
-    def _source(self, database: str, ids: list[str], chunks: list[str], restarts: list[dict[str, str]]) -> Source:
+    def _source(self, database: str, ids: list[str], chunks: list[str]) -> Source:
         note = self.parts.about("ids") or {}
         about = self.query.model_dump(mode="json") | {
             "database_version": database,
@@ -173,7 +174,7 @@ class _Snapshot:
             "chunks": len(chunks),
             "checksum": self.parts.seal(),
             "requests": self.client.requests,
-            "restarts": restarts,
+            "restarts": note["restarts"],
         }
         tables = {"phases": self.parts.path("phases")} if self.query.phases else {}
         return Source((self.parts.read(name) for name in chunks), {"materials_project": about}, tables)
@@ -313,7 +314,7 @@ class _Client:
         def connect() -> Any:
             return MPRester(
                 api_key=self._key,
-                endpoint=self.query.endpoint,
+                endpoint=self.server,
                 session=self._session,
                 use_document_model=False,
                 mute_progress_bars=True,

@@ -123,11 +123,7 @@ class _Download:
         return note | {"rows": page.table.num_rows}
 
     def _ids(self, pages: list[str]) -> set[str]:
-        found: set[str] = set()
-        for name in pages:
-            page = self.parts.read(name)
-            found.update(page.table["id"].to_pylist(), (row["id"] for row in page.rejected))
-        return found
+        return {one for name in pages for one in self.parts.ids(name)}
 
     def _pieces(self, pages: list[str]) -> Iterator[Imported]:
         """The pages, with each entry once."""

@@ -51,6 +51,7 @@ class Parts:
         self.identity = identity | {"format": FORMAT}
         self.folder = work / f"{source}-{digest(self.identity)}"
         self._sums = self._read_sums()
+        self._checked: set[str] = set()
 
     def _read_sums(self) -> dict[str, str]:
         try:
@@ -79,6 +80,7 @@ class Parts:
 
     def _forget(self, name: str) -> None:
         """Forget the checksums of an earlier piece of this name."""
+        self._checked.discard(name)
         for path in (self.path(name), self._rejected_path(name)):
             self._sums.pop(path.name, None)
 
@@ -96,15 +98,23 @@ class Parts:
         return note
 
     def _unchanged(self, name: str) -> bool:
+        if name in self._checked:
+            return True
         for path in (self.path(name), self._rejected_path(name)):
             if self._sums.get(path.name, "") and (not path.exists() or file_hash(path) != self._sums[path.name]):
                 log.warning("%s was changed or damaged after it was written; it is fetched anew", path)
                 return False
+        self._checked.add(name)
         return True
 
     def read_table(self, name: str) -> pa.Table:
         """A kept table."""
         return read_table(self.path(name))
+
+    def ids(self, name: str) -> list[str]:
+        """Ids of all crystals of a kept piece, rejected ones last."""
+        paths = (self.path(name), self._rejected_path(name))
+        return [one for path in paths for one in read_table(path, columns=["id"])["id"].to_pylist()]
 
     def read(self, name: str) -> Imported:
         """A kept piece."""
@@ -123,3 +133,4 @@ class Parts:
         """Remove all pieces."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self._sums = {}
+        self._checked = set()

@@ -115,9 +115,9 @@ def _csv(path: Path, name: str, columns: Mapping[str, str], prefix: str) -> Iter
 
 
 def _cif(path: Path, name: str) -> Record:
-    with path.open("rb") as stream:
-        data = stream.read(MAX_CHARACTERS + 1)
-    return Record("cif", data.decode("utf-8", errors="replace"), str(PurePosixPath(name).with_suffix("")), name)
+    with _open(path) as stream:
+        text = stream.read(MAX_CHARACTERS + 1)
+    return Record("cif", text, str(PurePosixPath(name.removesuffix(".gz")).with_suffix("")), name)
 
 
 def _zip(path: Path, name: str, prefix: str) -> Iterator[Record]:
