@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -30,24 +31,27 @@ class Outcome:
     """What a download came to.
 
     runs: how each command ended: done, continue (exit code 75) or error, with its message.
+    log: warnings of the first command.
     requests: requests for data that the server saw, by run.
     missing, twice: crystals that should be in the table and are not, and that are there more than once.
     """
 
     runs: list[str]
+    log: list[str]
     requests: list[int]
     seconds: float
-    rows: int
-    missing: int
-    twice: int
-    restarts: int
-    rejected: dict[str, int]
+    rows: int = 0
+    missing: int = 0
+    twice: int = 0
+    restarts: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class Fault:
     """One fault: how the server misbehaves, and what should come of it.
 
+    said: pattern of a warning or message of the first command.
     at: number of the request for data from which on it does. times: how many requests it spoils.
     runs: how the commands should end, one after the other; the fault is over after the first.
     """
@@ -123,57 +127,64 @@ def _stop_this_process(handler: Handler) -> bool:
 
 FAULTS = [
     Fault("none", lambda handler: False, ""),
-    Fault("429 with Retry-After: 1", _status(429, Retry_After="1"), "waited as asked, repeated"),
-    Fault("429 with Retry-After as a date", _retry_at, "waited as asked, repeated"),
+    Fault("429 with Retry-After: 1", _status(429, Retry_After="1"), r"failed: status 429.*again in 1 s"),
+    Fault("429 with Retry-After as a date", _retry_at, r"failed: status 429.*again in"),
     Fault(
         "429 with Retry-After: 3600",
         _status(429, Retry_After="3600"),
-        "stopped; continued",
+        r"asks for a pause of 3600 s",
         runs=("continue", "done"),
     ),
-    Fault("500, twice", _status(500), "repeated", times=2),
-    Fault("500 in a list", _status(500), "repeated", at=2),
-    Fault("503 for good", _status(503), "gave up; continued", times=99, runs=("error", "done")),
-    Fault("no answer", _hang, "repeated after the time limit"),
-    Fault("connection closed without an answer", _hang_up, "repeated"),
-    Fault("connection cut in mid-body", _cut, "repeated"),
-    Fault("broken JSON", _text('{"data": [{"material_id": "mp-'), "repeated"),
+    Fault("500, twice", _status(500), r"try 2 failed: status 500", times=2),
+    Fault("500 in a list", _status(500), r"try 1 failed: status 500", at=2),
+    Fault(
+        "503 for good", _status(503), r"cannot be reached: status 503.*4 tries", times=99, runs=("error", "done")
+    ),
+    Fault("no answer", _hang, r"no answer within 1 s"),
+    Fault("connection closed without an answer", _hang_up, r"connection failed"),
+    Fault("connection cut in mid-body", _cut, r"connection failed"),
+    Fault("broken JSON", _text('{"data": [{"material_id": "mp-'), r"broken JSON"),
     Fault(
         "a web page instead of JSON",
         _text("<html>log in</html>"),
-        "stopped at once; continued",
+        r"answered with a web page",
         runs=("error", "done"),
     ),
-    Fault("401: key refused", _status(401), "stopped at once; continued", runs=("error", "done")),
-    Fault("400: bad request", _status(400), "stopped at once; continued", runs=("error", "done")),
-    Fault("answer without data", _text('{"results": []}'), "stopped at once; continued", runs=("error", "done")),
+    Fault("401: key refused", _status(401), r"the key was refused", runs=("error", "done")),
+    Fault("400: bad request", _status(400), r"refused the request: status 400", runs=("error", "done")),
+    Fault("answer without data", _text('{"results": []}'), r"another format", runs=("error", "done")),
     Fault(
         "field renamed in all documents",
         _change(_renamed_field),
-        "stopped at once: unknown format",
+        r"no summary document has structure",
         runs=("error",),
     ),
     Fault(
         "one document without structure",
         _change(lambda server: server.materials.summary["mp-40"].pop("structure")),
-        "rejected with the reason",
+        "",
         gone=("mp-40",),
     ),
     Fault(
         "entry vanishes between two pages of the list",
         _change(lambda server: server.materials.remove("mp-11")),
-        "list read again",
+        r"the list of ids changed while it was read",
         at=2,
         gone=("mp-11",),
     ),
     Fault(
         "entry vanishes between list and documents",
         _change(lambda server: server.materials.remove("mp-40")),
-        "rejected with the reason",
+        "",
         gone=("mp-40",),
     ),
-    Fault("new database version in between", _change(_new_release), "began again, recorded", gone=("mp-40",)),
-    Fault("SIGTERM", _stop_this_process, "stopped; continued", runs=("continue", "done")),
+    Fault(
+        "new database version in between",
+        _change(_new_release),
+        r"database 2026.04.13 became 2026.05.01",
+        gone=("mp-40",),
+    ),
+    Fault("SIGTERM", _stop_this_process, r"stopped by a signal", runs=("continue", "done")),
 ]
 
 
@@ -202,35 +213,46 @@ def _run(fault: Fault, folder: Path, server: Server) -> Outcome:
     out = folder / "raw" / "crystals.parquet"
     runs: list[str] = []
     requests: list[int] = []
+    log = _Log()
+    logging.getLogger("dao_pipeline").addHandler(log)
     start = time.monotonic()
     for _ in range(2):
         before = len(server.asked)
         try:
             download(campaign, out, folder / "work")
             runs.append("done")
-        except ContinueLater:
-            runs.append("continue")
+        except ContinueLater as request:
+            runs.append(f"continue: {request}")
         except UserError as error:
             runs.append(f"error: {error}")
         requests.append(sum(path.startswith("/materials") for path, _ in server.asked[before:]))
         if runs[-1] == "done":
             break
         server.fault = None
-    seconds = time.monotonic() - start
-    return _count(fault, out, runs, requests, seconds)
+        logging.getLogger("dao_pipeline").removeHandler(log)
+    logging.getLogger("dao_pipeline").removeHandler(log)
+    return _count(fault, out, Outcome(runs, log.lines, requests, time.monotonic() - start))
 
 
-def _count(fault: Fault, out: Path, runs: list[str], requests: list[int], seconds: float) -> Outcome:
-    ids: list[str] = read_table(out)["id"].to_pylist() if out.exists() else []
+class _Log(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def _count(fault: Fault, out: Path, outcome: Outcome) -> Outcome:
+    """Compare what was written with what should be there."""
+    if not out.exists():
+        return outcome
+    ids: list[str] = read_table(out)["id"].to_pylist()
     expected = {f"mp-{i}" for i in range(1, COUNT + 1)} - set(fault.gone)
-    about = read_about(out) if out.exists() else {}
-    return Outcome(
-        runs=runs,
-        requests=requests,
-        seconds=seconds,
-        rows=len(ids),
-        missing=len(expected - set(ids)) if ids else 0,
-        twice=len(ids) - len(set(ids)),
-        restarts=len(about.get("materials_project", {}).get("restarts", [])),
-        rejected=about.get("rejected", {}),
-    )
+    about = read_about(out)
+    outcome.rows = len(ids)
+    outcome.missing = len(expected - set(ids))
+    outcome.twice = len(ids) - len(set(ids))
+    outcome.restarts = len(about["materials_project"]["restarts"])
+    outcome.rejected = about["rejected"]
+    return outcome

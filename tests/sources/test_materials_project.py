@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -228,10 +229,10 @@ def test_nothing_is_lost(fault: Fault, tmp_path: Path) -> None:
         assert sum(outcome.rejected.values()) in (0, len(fault.gone))
     if fault.runs[0] != "done":
         assert not list(tmp_path.rglob("*.tmp")), "half a file is left"
-    if "wait" in fault.said:
-        assert outcome.seconds >= 1 - 0.1 or "date" in fault.name
-    if "at once" in fault.said:
-        assert outcome.seconds < 5
+    assert re.search(fault.said, "\n".join([*outcome.log, outcome.runs[0]]))
+    if fault.name == "429 with Retry-After: 1":
+        assert outcome.seconds >= 1
+    if fault.runs[0] == "error" and fault.times == 1:
         assert outcome.requests[0] <= 11, "what will not pass is not repeated"
     if fault.runs[0] == "continue":
         assert outcome.requests[1] < 23, "what is there is not fetched again"
@@ -350,7 +351,7 @@ def test_the_key_is_nowhere(
     assert result.exit_code == 2
     shown += [str(result.output), caplog.text, *capfd.readouterr()]
     assert all(KEY not in text for text in shown)
-    assert any("rename" not in text and text for text in shown)
+    assert any("error: Materials Project" in text for text in shown)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 5
     assert all(KEY.encode() not in path.read_bytes() for path in written)
