@@ -45,5 +45,5 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.CRITICAL)
+    logging.getLogger().addHandler(logging.NullHandler())
     print(table())

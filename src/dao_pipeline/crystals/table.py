@@ -188,7 +188,8 @@ def iter_tables(path: Path, rows: int = 10_000, columns: Sequence[str] | None = 
     """Stream a table in pieces of at most ``rows`` rows, in order: constant memory."""
     for file in table_files(path):
         read_about(file)
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=rows, columns=columns):
+        stored = pq.ParquetFile(file, pre_buffer=False)  # else what was read stays in memory to the end
+        for batch in stored.iter_batches(batch_size=rows, columns=columns):
             yield pa.Table.from_batches([batch])
 
 

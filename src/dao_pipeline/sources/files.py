@@ -186,7 +186,7 @@ def _tables(file: Path, columns: Mapping[str, str]) -> Iterator[pa.Table]:
     """What is needed of a Parquet file, in pieces. Raises UserError for a damaged or truncated one."""
     note = read_about(file)
     try:
-        stored = pq.ParquetFile(file)
+        stored = pq.ParquetFile(file, pre_buffer=False)  # else what was read stays in memory to the end
         rows = stored.metadata.num_rows
         if note.get("rows", rows) != rows:
             raise UserError(f"{file}: {rows} rows, its metadata says {note['rows']}. Rerun its stage.")
