@@ -505,6 +505,21 @@ def test_an_interrupted_import_continues(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list((tmp_path / "work").rglob("*.parquet")), "kept pieces go when all is done"
 
 
+def test_a_worker_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    monkeypatch.setattr("dao_pipeline.sources.files._IN_PROCESS", 1)
+    monkeypatch.setattr("dao_pipeline.sources.files.available_cpus", lambda: 2)
+
+    def dead(*_: Any) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", dead)
+    with pytest.raises(UserError, match=r"most likely of too little memory"):
+        read_crystals(csv_of(tmp_path / "mp.csv", 2), processes=2)
+
+
 def test_row_groups_are_bounded_and_independent_of_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dao_pipeline.sources.writer.ROWS_AT_ONCE", 4)
     pq.write_table(pa.table(public_layout()), tmp_path / "three.parquet")

@@ -258,14 +258,33 @@ def test_heartbeat_in_an_unknown_format(server: Server, tmp_path: Path) -> None:
         download(campaign(server), tmp_path / "raw.parquet")
 
 
-def test_redirect_to_another_host_is_not_followed(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["http://192.0.2.1", "https://127.0.0.1:{port}"])
+def test_redirect_to_another_server_is_not_followed(server: Server, tmp_path: Path, target: str) -> None:
+    address = target.format(port=server.server_port)
+
     def redirect(number: int, route: str, handler: Any) -> bool:
-        handler.answer(302, {}, Location="http://192.0.2.1/materials/summary/")
+        handler.answer(302, {}, Location=f"{address}/materials/summary/")
         return True
 
     server.fault = redirect
-    with pytest.raises(UserError, match=r"redirects to 192.0.2.1"):
+    with pytest.raises(UserError, match=rf"redirects to {address.rpartition(':')[0] or address}"):
         download(campaign(server), tmp_path / "raw.parquet")
+
+
+def test_redirect_on_the_same_server_is_followed(server: Server, tmp_path: Path) -> None:
+    moved: list[str] = []
+
+    def redirect(number: int, route: str, handler: Any) -> bool:
+        if route != "summary" or moved:
+            return False
+        moved.append(handler.path)
+        handler.answer(307, {}, Location=handler.path)
+        return True
+
+    server.fault = redirect
+    download(campaign(server), tmp_path / "raw.parquet")
+    assert moved
+    assert ids(tmp_path / "raw.parquet") == ["mp-9", "mp-22862"]
 
 
 def test_too_long_an_address_is_split_by_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,7 +77,7 @@ class _Reader:
         self.pool = _Pool(processes)
         self.work = work
         self.kept: Parts | None = None
-        self.usable = 0
+        self.usable = self.groups = 0
 
     def parts(self) -> Iterator[Imported]:
         """All pieces, in order of files and rows."""
@@ -136,10 +136,9 @@ class _Reader:
             for file in files
             for record in read_records(file, self._name(file), self.columns, self._prefix(file))
         )
-        number = 0
         while group := list(islice(records, self._group_size())):
-            yield self._group(f"{self._name(files[0])}-{number}", group, self._source(files[0]))
-            number += 1
+            yield self._group(f"piece-{self.groups:06d}", group, self._source(files[0]))
+            self.groups += 1
 
     def _group_size(self) -> int:
         """With a limit, look at little more than what is still wanted."""
@@ -149,7 +148,6 @@ class _Reader:
     def _group(self, name: str, records: list[Record], source: str) -> Imported:
         many = len(records) >= _IN_PROCESS
         kept = self._kept() if many else None
-        name = name.replace("/", "_")
         if kept is not None and kept.about(name) is not None:
             return kept.read(name)
         settings = {"energy_method": self.data.energy_method, "seconds": self.data.seconds_per_crystal}
@@ -223,10 +221,16 @@ class _Pool:
             return
         if self._pool is None:  # spawned, not forked: torch's threads do not survive a fork
             self._pool = ProcessPoolExecutor(self.processes, mp_context=get_context("spawn"))
-        running: deque[Future[Any]] = deque()
-        for batch in batches:
-            running.append(self._pool.submit(parse_batch, batch))
-            if len(running) > 4 * self.processes:
+        running: deque[Future[Imported]] = deque()
+        try:
+            for batch in batches:
+                running.append(self._pool.submit(parse_batch, batch))
+                if len(running) > 4 * self.processes:
+                    yield running.popleft().result()
+            while running:
                 yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that parses crystals died, most likely of too little memory: raise compute.cpu.mem_mb "
+                "or lower compute.cpu.threads. What is parsed is kept; the same command continues."
+            ) from None

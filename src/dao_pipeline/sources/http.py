@@ -103,8 +103,9 @@ class PatientAdapter(HTTPAdapter):
             raise _Passing(f"status {status}: {self._clean(response.text)}", self._asked_pause(response))
         if response.is_redirect:
             here, there = urlsplit(request.url or ""), urlsplit(response.headers.get("location", ""))
-            if there.netloc and there.netloc != here.netloc:  # requests would send the key along
-                raise Refused(status, f"redirects to {there.hostname}")
+            same = there.netloc in ("", here.netloc) and there.scheme in ("", here.scheme)
+            if not same:  # requests would send the key along
+                raise Refused(status, f"redirects to {there.scheme}://{there.hostname}")
             return
         if status >= 400 and status not in LEFT_TO_CLIENT:
             raise Refused(status, f"status {status}: {self._clean(response.text)}")
