@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -392,3 +396,39 @@ def test_a_chemical_system_with_any_element(server: Server, tmp_path: Path) -> N
     download(campaign(server, chemical_systems=["Na-*"]), tmp_path / "raw.parquet")
     assert ids(tmp_path / "raw.parquet") == ["mp-7"]
     assert "chemsys" not in server.routes("thermo")[-1], "then all phases are fetched"
+
+
+@pytest.mark.slow
+def test_a_terminated_process_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command itself: exit code 75 on SIGTERM, and the rest of the chunks the next time."""
+    with running(many(30)) as server:
+        file = tmp_path / "mp.yaml"
+        file.write_text(json.dumps(campaign(server, chunk=5).model_dump(mode="json")))
+        command = [sys.executable, "-m", "dao_pipeline.cli", "download", "--config", str(file)]
+        command += ["--out", str(tmp_path / "raw.parquet"), "--work", str(tmp_path / "work")]
+        environment = os.environ | {"MP_API_KEY": KEY}
+
+        def start() -> subprocess.Popen[str]:
+            return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+        process = start()
+
+        def stop(number: int, route: str, handler: Any) -> bool:
+            if number == 12:
+                process.send_signal(signal.SIGTERM)
+                handler.hang(5)
+            return number >= 12
+
+        server.fault = stop
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 75, said
+        assert "interrupted: download stopped by a signal" in said
+        server.fault = None
+        before = len(server.asked)
+        process = start()
+        said += process.communicate(timeout=120)[1]
+        assert process.returncode == 0, said
+        assert KEY not in said
+        assert ids(tmp_path / "raw.parquet") == [f"mp-{i}" for i in range(1, 31)]
+        chunks = [query for path, query in server.asked[before:] if path.startswith("/materials/thermo")]
+        assert 0 < sum("material_ids" in query for query in chunks) < 6
