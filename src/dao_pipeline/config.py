@@ -23,20 +23,6 @@ def _formula(value: str) -> str:
     return value
 
 
-ImportedColumn = Literal[
-    "id",
-    "source",
-    "spacegroup",
-    "formation_energy",
-    "e_above_hull",
-    "energy_method",
-    "split",
-    "published",
-    "precursor_of",
-]
-"""Columns of the crystal table that a source may carry beside the structure."""
-
-
 class Section(BaseModel):
     """A part of the configuration: immutable, unknown keys are errors."""
 
@@ -90,6 +76,20 @@ class Optimade(Section):
     sort: str | None = Field(
         None, description="property to sort by, where the server can: pages then do not shift while they are read"
     )
+
+
+ImportedColumn = Literal[
+    "id",
+    "source",
+    "spacegroup",
+    "formation_energy",
+    "e_above_hull",
+    "energy_method",
+    "split",
+    "published",
+    "precursor_of",
+]
+"""Columns of the crystal table that a source may carry beside the structure."""
 
 
 class Network(Section):

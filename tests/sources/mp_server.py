@@ -55,7 +55,6 @@ class Materials:
             self.thermo[method][name] = {
                 "material_id": name,
                 "thermo_type": "R2SCAN" if method == "r2SCAN" else method,
-                "formula_pretty": "NaCl",
                 "chemsys": self.summary[name]["chemsys"],
                 "composition": {"Na": 4.0, "Cl": 4.0},
                 "energy_per_atom": -3.4 + e_above_hull,

@@ -23,8 +23,7 @@ from dao_pipeline import __version__
 from dao_pipeline.crystals.schema import COLUMNS, CRYSTAL, REJECTED_SCHEMA, SCHEMA_VERSION
 from dao_pipeline.errors import UserError
 
-METADATA_KEY = b"dao_pipeline"
-"""Where a Parquet file keeps what it says about itself."""
+_KEY = b"dao_pipeline"
 _PACKAGES = ("torch", "numpy", "pyarrow", "pymatgen", "ase", "chgnet", "moyopy", "smact")
 
 
@@ -108,7 +107,7 @@ def write_table(table: pa.Table, path: Path, about: dict[str, Any]) -> None:
     """
     _check_columns(table, path)
     note = {"schema_version": SCHEMA_VERSION, "rows": table.num_rows, **about}
-    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(note, default=str).encode()})
+    table = table.replace_schema_metadata({_KEY: json.dumps(note, default=str).encode()})
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=10_000)
 
@@ -140,7 +139,7 @@ def read_about(path: Path) -> dict[str, Any]:
     """
     first = table_files(path)[0]
     try:
-        raw = (pq.read_metadata(first).metadata or {}).get(METADATA_KEY, b"{}")
+        raw = (pq.read_metadata(first).metadata or {}).get(_KEY, b"{}")
         note: dict[str, Any] = json.loads(raw)
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise UserError(
@@ -202,3 +201,9 @@ def require_crystals(path: Path) -> None:
             f"{path}: columns {', '.join(missing)} are missing; this is no crystal table. "
             "Import foreign files with the download stage (data.source: file)."
         )
+
+
+def file_metadata(about: dict[str, Any], rows: int) -> dict[bytes, bytes]:
+    """What a file says about itself as Parquet metadata, for writers that know it only at the end."""
+    note = {"schema_version": SCHEMA_VERSION, "rows": rows, **about}
+    return {_KEY: json.dumps(note, default=str).encode()}

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from dao_pipeline.config import MaterialsProject
-from dao_pipeline.crystals.crystal import Crystal
+from dao_pipeline.crystals.crystal import Crystal, reduced_formula
+from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
 from dao_pipeline.errors import UserError
 from dao_pipeline.sources.imported import Imported, from_crystals, rejected_row
 from dao_pipeline.sources.parse import parse_structure
@@ -21,7 +22,6 @@ PROVENANCE_FIELDS = ["material_id", "references"]
 PHASE_FIELDS = [
     "material_id",
     "thermo_type",
-    "formula_pretty",
     "chemsys",
     "composition",
     "energy_per_atom",
@@ -158,7 +158,7 @@ def phase_rows(documents: dict[str, dict[str, Any]], query: MaterialsProject) ->
     rows = [
         {
             "id": name,
-            "formula": document.get("formula_pretty"),
+            "formula": _formula(document["composition"]),
             "chemical_system": document.get("chemsys"),
             "elements": list(document["composition"]),
             "amounts": [float(amount) for amount in document["composition"].values()],
@@ -171,6 +171,14 @@ def phase_rows(documents: dict[str, dict[str, Any]], query: MaterialsProject) ->
         if document.get("composition") and document.get("energy_per_atom") is not None
     ]
     return pa.Table.from_pylist(rows, schema=PHASES)
+
+
+def _formula(composition: dict[str, Any]) -> str | None:
+    """Reduced formula as in the crystal table: the server's has brackets."""
+    if not set(composition) <= set(ATOMIC_NUMBERS):
+        return None
+    numbers = [ATOMIC_NUMBERS[symbol] for symbol, amount in composition.items() for _ in range(round(amount))]
+    return reduced_formula(np.array(numbers))
 
 
 def check_thermo_type(documents: dict[str, dict[str, Any]], query: MaterialsProject) -> None:

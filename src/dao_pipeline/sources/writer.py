@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dao_pipeline.crystals.schema import SCHEMA_VERSION
-from dao_pipeline.crystals.table import METADATA_KEY
+from dao_pipeline.crystals.table import file_metadata
 from dao_pipeline.sources.imported import ROWS_AT_ONCE
 
 
@@ -45,8 +43,7 @@ class TableWriter:
     def close(self, about: dict[str, Any]) -> None:
         """Write the last rows and the metadata: ``about``, schema version and row count."""
         self._flush(whole_groups=False)
-        note = {"schema_version": SCHEMA_VERSION, "rows": self.rows, **about}
-        self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(note, default=str).encode()})
+        self._writer.add_key_value_metadata(file_metadata(about, self.rows))
         self.abandon()
 
     def abandon(self) -> None:
