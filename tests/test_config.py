@@ -117,3 +117,51 @@ def test_giving_one_key_keeps_the_other_defaults_of_its_stage() -> None:
     assert campaign.compute.training == default.compute.training.model_copy(update={"threads": 64})
     assert campaign.energy_model.training == default.energy_model.training.model_copy(update={"steps": 7})
     assert campaign.screen.matcher == default.screen.matcher.model_copy(update={"stol": 0.25})
+
+
+def test_every_process_of_a_training_has_a_gpu_if_there_are_any() -> None:
+    def training(**values: int) -> Campaign:
+        return parse_campaign({"name": "a", "compute": {"training": values}}, "a.yaml")
+
+    assert training().compute.training.num_processes == 1
+    assert training(gpus=4).compute.training.num_processes == 4
+    assert training(processes=3).compute.training.num_processes == 3
+    assert training(gpus=4, processes=2).compute.training.num_processes == 2
+    with pytest.raises(UserError, match=r"processes \(3\) exceeds gpus \(2\): each process needs its own"):
+        training(gpus=2, processes=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"process": {"kind": "flow", "lattice_scale": "none"}}, "lattice_scale"),
+        ({"process": {"kind": "flow", "remove_drift": False}}, "remove_drift"),
+        ({"process": {"kind": "flow", "sigma_max": 0.3}}, "sigma_max belongs to kind: diffusion"),
+        ({"process": {"kind": "flow"}, "generate": {"corrector": False}}, "generate.corrector"),
+        ({"generate": {"method": "midpoint"}}, "generate.method"),
+        ({"generate": {"annealing": 5}}, "generate.annealing"),
+        ({"generate": {"steps": 1001}}, r"generate.steps \(1001\) exceeds 1000"),
+        (
+            {"process": {"kind": "flow"}, "generate": {"method": "midpoint", "steps": 501}},
+            r"generate.steps \(501\) exceeds 500",
+        ),
+    ],
+)
+def test_settings_of_a_process_belong_to_it(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_campaign({"name": "x"} | values, "x")
+
+
+@pytest.mark.parametrize(
+    ("process", "generate", "expected"),
+    [
+        ({}, {}, ("diffusion", "predictor-corrector", 1000, 2000)),
+        ({"timesteps": 100}, {"corrector": False}, ("diffusion", "predictor", 100, 100)),
+        ({"kind": "flow"}, {}, ("flow", "euler", 50, 50)),
+        ({"kind": "flow", "timesteps": 60}, {"method": "midpoint"}, ("flow", "midpoint", 30, 60)),
+        ({"kind": "flow"}, {"steps": 250, "method": "midpoint"}, ("flow", "midpoint", 250, 500)),
+    ],
+)
+def test_how_crystals_are_drawn(process: dict[str, object], generate: dict[str, object], expected: object) -> None:
+    campaign = parse_campaign({"name": "x", "process": process, "generate": generate}, "x")
+    assert campaign.generate.sampling(campaign.process) == expected

@@ -12,6 +12,7 @@ GPU_PATH = (
     "dao_pipeline.energy.predict",
     "dao_pipeline.energy.predict_property",
     "dao_pipeline.energy.relax_dataset",
+    "dao_pipeline.model.official",
     "dao_pipeline.training.energy_model",
     "dao_pipeline.training.generator",
     "dao_pipeline.training.property_model",

@@ -17,15 +17,11 @@ import typer
 
 from dao_pipeline.campaign_files import load_campaign
 from dao_pipeline.config import Campaign
-from dao_pipeline.errors import ContinueLater, UserError
+from dao_pipeline.errors import EXIT_CONTINUE, EXIT_USER_ERROR, ContinueLater, UserError
 
 # Threads that spin for long while they wait slow each other down tenfold when jobs share cores; threads that
 # never spin lose a third when they do not. Read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-
-EXIT_USER_ERROR = 2
-EXIT_CONTINUE = 75
-"""EX_TEMPFAIL: the state is saved, run the same command again to continue."""
 
 app = typer.Typer(
     help="Crystal structure prediction with DAO-P and DAO-G. Lengths are in angstrom, energies in eV/atom.",
@@ -50,14 +46,17 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+        rank = os.environ.get("RANK", "0")  # of several processes of one training, the first one speaks
+        level, who = (logging.INFO, "") if rank == "0" else (logging.WARNING, f"[process {rank}] ")
+        logging.basicConfig(level=level, format=f"%(asctime)s {who}%(message)s", stream=sys.stderr)
         try:
             function(*args, **kwargs)
         except UserError as error:
-            typer.secho(f"error: {error}", fg="red", err=True)
+            typer.secho(f"{who}error: {error}", fg="red", err=True)
             raise typer.Exit(EXIT_USER_ERROR) from None
         except ContinueLater as request:
-            typer.echo(f"interrupted: {request}", err=True)
+            if rank == "0":
+                typer.echo(f"interrupted: {request}", err=True)
             raise typer.Exit(EXIT_CONTINUE) from None
 
     app.command()(guarded)
@@ -66,6 +65,17 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _campaign(path: Path) -> Campaign:
     return load_campaign(path)
+
+
+def _training_campaign(path: Path) -> Campaign:
+    """The campaign of a training, in one of its processes: if it wants several, this one starts them and ends."""
+    campaign = load_campaign(path)
+    processes = campaign.compute.training.num_processes
+    if processes > 1 and "RANK" not in os.environ:
+        from dao_pipeline.training.launch import launch
+
+        raise typer.Exit(launch(sys.argv[1:], processes))
+    return campaign
 
 
 @command
@@ -99,9 +109,10 @@ def build_crysdb(
 @command
 def train_energy_model(config: ConfigFile, crysdb: CrysdbDir, out: OutDir, work: WorkDir) -> None:
     """Train DAO-P: time-conditioned energy of noisy crystals."""
+    campaign = _training_campaign(config)
     from dao_pipeline.training.energy_model import train_energy_model as run
 
-    run(_campaign(config), crysdb, out, work)
+    run(campaign, crysdb, out, work)
 
 
 @command
@@ -130,9 +141,10 @@ def pretrain_generator(
     init: Annotated[Path | None, typer.Option(help="model directory of stage 1 (stage 2)")] = None,
 ) -> None:
     """Pretrain DAO-G."""
+    campaign = _training_campaign(config)
     from dao_pipeline.training.generator import pretrain_generator as run
 
-    run(_campaign(config), crysdb, out, work, stage=stage, relaxed=relaxed, init=init)
+    run(campaign, crysdb, out, work, stage=stage, relaxed=relaxed, init=init)
 
 
 @command
@@ -144,9 +156,10 @@ def finetune_generator(
     init: Annotated[Path, typer.Option(help="pretrained model directory")],
 ) -> None:
     """Fine-tune DAO-G on stable crystals, or on the table named in the campaign."""
+    campaign = _training_campaign(config)
     from dao_pipeline.training.generator import finetune_generator as run
 
-    run(_campaign(config), crysdb, out, work, init=init)
+    run(campaign, crysdb, out, work, init=init)
 
 
 @command
@@ -210,9 +223,10 @@ def evaluate(
 @command
 def finetune_property(config: ConfigFile, model: ModelDir, out: OutDir, work: WorkDir) -> None:
     """Fine-tune DAO-P on a property of crystals; rejected.parquet goes beside the model."""
+    campaign = _training_campaign(config)
     from dao_pipeline.training.property_model import finetune_property as run
 
-    run(_campaign(config), model, out, work)
+    run(campaign, model, out, work)
 
 
 @command
@@ -302,6 +316,22 @@ def show(
     from dao_pipeline.crystals.show import show as run
 
     run(file, rows)
+
+
+@command
+def import_checkpoint(
+    source: Annotated[Path, typer.Argument(help="official checkpoint (.ckpt), or its folder with last.ckpt")],
+    out: Annotated[Path, typer.Option("--out", help="model directory to write")],
+    kind: Annotated[str | None, typer.Option(help="dao_p or dao_g; default: what the hyperparameters say")] = None,
+) -> None:
+    """Turn an official DAO checkpoint into a model directory; no code in the file is run."""
+    from dao_pipeline.model.official import import_checkpoint as run
+
+    if kind not in (None, "dao_p", "dao_g"):
+        raise UserError(f"--kind {kind}: no such kind of model; say dao_p or dao_g.")
+    for line in run(source, out, kind):  # type: ignore[arg-type]  # checked above
+        typer.echo(line)
+    typer.echo(f"wrote {out}")
 
 
 @command

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -163,11 +163,16 @@ class CrysDB(Section):
 
 
 class Process(Section):
-    """The noise that both models are trained on (paper: joint lattice and wrapped-normal diffusion)."""
+    """The way to noise that both models are trained on (paper: joint lattice and wrapped-normal diffusion)."""
 
+    kind: Literal["diffusion", "flow"] = Field(
+        "diffusion",
+        description="diffusion: as published; flow: flow matching along straight paths, which needs fewer "
+        "network calls per crystal",
+    )
     timesteps: int = Field(1000, ge=10, le=10_000, description="noise levels T (paper: 1000)")
-    sigma_min: float = Field(0.005, gt=0, lt=1, description="coordinate noise at t = 1, fractional")
-    sigma_max: float = Field(0.5, gt=0, le=2, description="coordinate noise at t = T, fractional")
+    sigma_min: float = Field(0.005, gt=0, lt=1, description="coordinate noise at t = 1, fractional (diffusion)")
+    sigma_max: float = Field(0.5, gt=0, le=2, description="coordinate noise at t = T, fractional (diffusion)")
     remove_drift: bool = Field(
         True,
         description="leave the mean displacement of a crystal's atoms out of the coordinate loss: no model "
@@ -178,6 +183,19 @@ class Process(Section):
         description="none: lattices diffuse in angstrom (paper); composition: they are divided by the edge of a "
         "cube with the volume expected of the composition, so that noise and signal are of one size",
     )
+
+    @model_validator(mode="after")
+    def _flow_form(self) -> Process:
+        if self.kind == "diffusion":
+            return self
+        if self.lattice_scale != "composition":
+            raise ValueError("lattice_scale: a flow starts from cells in units of the composition's: composition")
+        if not self.remove_drift:
+            raise ValueError("remove_drift: the paths of a flow have no drift; set true")
+        for name in ("sigma_min", "sigma_max"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} belongs to kind: diffusion; a flow ends in uniform noise. Leave it out")
+        return self
 
 
 class Backbone(Section):
@@ -193,10 +211,11 @@ class Backbone(Section):
         description="joint: one LayerNorm over lattice and Fourier features (paper); separate: the weight of the "
         "Fourier features does not depend on cell size",
     )
-    distances: bool = Field(
-        True, description="attention also sees minimum-image distances (paper: false; needs edge_norm: separate)"
+    distances: Literal["none", "bias", "values"] = Field(
+        "values",
+        description="attention also sees minimum-image distances: bias, in its logits; values, also in what it "
+        "sums (paper: none; others need edge_norm: separate)",
     )
-
     noise_aware: bool = Field(
         True,
         description="the model knows how much noise t stands for: frequencies that drown in it are damped, and "
@@ -205,8 +224,8 @@ class Backbone(Section):
 
     @model_validator(mode="after")
     def _published_form(self) -> Backbone:
-        if self.edge_norm == "joint" and (self.distances or self.noise_aware):
-            raise ValueError("edge_norm joint is the published form: set distances and noise_aware to false")
+        if self.edge_norm == "joint" and (self.distances != "none" or self.noise_aware):
+            raise ValueError("edge_norm joint is the published form: set distances: none and noise_aware: false")
         return self
 
 
@@ -214,15 +233,30 @@ class Training(Section):
     """One run of the training loop."""
 
     steps: int = Field(20_000, ge=1, description="optimiser steps")
-    batch_atoms: int = Field(4_000, ge=10, description="atoms per batch")
+    batch_atoms: int = Field(4_000, ge=10, description="atoms per optimiser step, all processes together")
     learning_rate: float = Field(5e-4, gt=0, lt=1, description="peak learning rate (Adam)")
     final_learning_rate: float = Field(1e-6, ge=0, lt=1, description="end of the cosine schedule")
-    warmup_steps: int = Field(200, ge=0, description="linear warm-up")
-    weight_decay: float = Field(0.0, ge=0, lt=1, description="decoupled (AdamW)")
-    clip_norm: float = Field(1.0, gt=0, description="gradient norm above which the gradient is scaled down")
+    warmup_steps: int = Field(200, ge=0, description="linear warm-up from a thousandth of the peak (paper)")
+    weight_decay: float = Field(0.0, ge=0, lt=1, description="pulls weights to zero")
+    decoupled_decay: bool = Field(
+        True, description="true: AdamW; false: Adam with an L2 term, whose pull Adam scales (paper)"
+    )
+    clip: Literal["norm", "value", "none"] = Field(
+        "norm", description="norm: scale the gradient as a whole; value: cut each entry (paper)"
+    )
+    clip_value: float = Field(1.0, gt=0, description="limit of the gradient's norm or of each entry (paper: 0.5)")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the network's matrix products; weights, noise and losses are fp32 in either case"
+    )
+    max_skipped: int = Field(
+        100, ge=0, description="steps that may be skipped because loss or gradient is not finite"
+    )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="exponential moving average of weights; 0: off")
     permute_axes: bool = Field(True, description="augment by permuting a, b, c, which the model does not know")
     validate_every: int = Field(500, ge=1, description="steps between validations on fixed noise")
+    keep: Literal["last", "best"] = Field(
+        "last", description="averaged weights of the last step, or of the validation with the smallest loss"
+    )
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
 
 
@@ -303,6 +337,20 @@ class TestSplit(Section):
     limit: int = Field(10, ge=1, description="compositions at most, in the order of the table")
 
 
+DEFAULT_STEPS = {"diffusion": 1000, "flow": 50}
+
+CALLS_PER_STEP = {"predictor": 1, "predictor-corrector": 2, "euler": 1, "midpoint": 2}
+
+
+class Sampling(NamedTuple):
+    """How crystals are drawn: the process, its sampler, its steps and how often each asks the generator."""
+
+    process: str
+    method: str
+    steps: int
+    network_calls: int
+
+
 class Generate(Section):
     """Stages plan_candidates and generate_candidates."""
 
@@ -310,12 +358,48 @@ class Generate(Section):
     test_split: TestSplit = TestSplit()
     max_atoms: int = Field(60, ge=1, le=200, description="larger cells are refused")
     samples: int = Field(20, ge=1, description="candidates per composition")
-    steps: int = Field(1000, ge=2, description="reverse steps; fewer than timesteps skips noise levels")
-    corrector: bool = Field(True, description="a Langevin step before each predictor step (paper)")
+    steps: int | None = Field(
+        None,
+        ge=2,
+        description="reverse steps; fewer than timesteps skips noise levels; null: 1000 for diffusion, 50 for "
+        "flow, or as many as the levels allow",
+    )
+    corrector: bool | None = Field(
+        None, description="diffusion: a Langevin step before each predictor step (paper); null: true"
+    )
     step_size: float = Field(1e-5, gt=0, lt=1, description="of the corrector at the smallest noise (paper)")
+    method: Literal["euler", "midpoint"] | None = Field(
+        None, description="flow: euler, one network call per step, or midpoint, two and second order; null: euler"
+    )
+    annealing: float = Field(
+        0.0, ge=0, le=50, description="flow: the velocity of the coordinates grows by this factor towards the end"
+    )
     guidance_scale: float = Field(1.0, ge=0, description="multiplier of DAO-P's energy gradient; 0: unguided")
     shard_size: int = Field(1_000, ge=1, description="candidates per shard, one job each")
     batch_atoms: int = Field(6_000, ge=10, description="atoms per sampling batch")
+
+    def sampling(self, process: Process) -> Sampling:
+        """The sampler of a process, defaults filled in.
+
+        Raises ValueError for settings of the other process, or more steps than the noise levels allow.
+        """
+        if process.kind == "diffusion":
+            foreign: dict[str, Any] = {"method": self.method, "annealing": self.annealing or None}
+            method = "predictor" if self.corrector is False else "predictor-corrector"
+        else:
+            foreign = {"corrector": self.corrector}
+            method = self.method or "euler"
+        for name, value in foreign.items():
+            if value is not None:
+                raise ValueError(f"generate.{name} ({value}) has no meaning for process.kind: {process.kind}")
+        most = process.timesteps // 2 if method == "midpoint" else process.timesteps
+        steps = self.steps or min(DEFAULT_STEPS[process.kind], most)
+        if steps > most:
+            raise ValueError(
+                f"generate.steps ({steps}) exceeds {most}, the most that process.timesteps "
+                f"({process.timesteps}) allows with method {method}"
+            )
+        return Sampling(process.kind, method, steps, steps * CALLS_PER_STEP[method])
 
 
 class Matcher(Section):
@@ -401,11 +485,36 @@ class Resources(Section):
     runtime: int = Field(60, ge=1, description="minutes; multiplied by the attempt")
 
 
+class TrainingResources(Resources):
+    """Resources of training, and how its steps are computed: that changes results by rounding only."""
+
+    processes: int | None = Field(None, ge=1, description="processes of one training; null: one per GPU, else 1")
+    chunk_atoms: int | None = Field(
+        None,
+        ge=1,
+        description="atoms computed at once, which bounds memory; null: 1024 on CPUs, where that fits the caches, "
+        "and a process's whole share of the step on GPUs. Halved by itself where memory runs out",
+    )
+
+    @property
+    def num_processes(self) -> int:
+        """Processes of one training."""
+        return self.processes or max(1, self.gpus)
+
+    @model_validator(mode="after")
+    def _one_gpu_each(self) -> TrainingResources:
+        if self.gpus and self.num_processes > self.gpus:
+            raise ValueError(
+                f"processes ({self.processes}) exceeds gpus ({self.gpus}): each process needs its own"
+            )
+        return self
+
+
 class Compute(Section):
     """Resources by kind of stage; changing them reruns nothing."""
 
     cpu: Resources = Resources()
-    training: Resources = Resources(mem_mb=8_000, runtime=720)
+    training: TrainingResources = TrainingResources(mem_mb=8_000, runtime=720)
     sampling: Resources = Resources(mem_mb=8_000, runtime=240)
 
 
@@ -438,15 +547,12 @@ class Campaign(Section):
             raise ValueError("data.path: source is file, so name the file (or use source: embedded)")
         if self.data.source == "optimade" and not self.data.optimade.url:
             raise ValueError("data.optimade.url: source is optimade, so name the server, e.g. oqmd")
-        if self.generate.steps > self.process.timesteps:
-            raise ValueError(
-                f"generate.steps ({self.generate.steps}) exceeds process.timesteps ({self.process.timesteps})"
-            )
+        self.generate.sampling(self.process)
         for section in ("energy_model", "generator"):
-            if getattr(self, section).backbone.distances and self.process.lattice_scale == "none":
+            if getattr(self, section).backbone.distances != "none" and self.process.lattice_scale == "none":
                 raise ValueError(
                     f"{section}.backbone.distances needs process.lattice_scale: composition, which gives "
-                    "distances their unit; set distances: false"
+                    "distances their unit; set distances: none"
                 )
         for i, composition in enumerate(self.generate.compositions or []):
             if composition.num_atoms > self.generate.max_atoms:
@@ -478,6 +584,8 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "generate.steps",
         "generate.corrector",
         "generate.step_size",
+        "generate.method",
+        "generate.annealing",
         "generate.guidance_scale",
         "generate.batch_atoms",
         "seed",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+EXIT_USER_ERROR = 2
+EXIT_CONTINUE = 75
+"""EX_TEMPFAIL: the state is saved, run the same command again to continue."""
+
 
 class UserError(Exception):
     """A problem the user can mend; its text names file, field or row, value and remedy."""

@@ -15,14 +15,18 @@ _log = logging.getLogger("dao_pipeline")
 
 
 class Reporter:
-    """Counts work done; use as a context manager. ``note`` is a short text such as the current loss."""
+    """Counts work done; use as a context manager. ``note`` is a short text such as the current loss.
 
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
+    ``quiet``: count, but say nothing, as the second of several processes should.
+    """
+
+    def __init__(self, label: str, total: int, done: int = 0, *, quiet: bool = False) -> None:
         self.label, self.total, self.done = label, total, done
         self._first, self._started = done, time.monotonic()
         self._last_beat = self._started
+        self._quiet = quiet
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -35,7 +39,7 @@ class Reporter:
     def __enter__(self) -> Reporter:
         if self._bar is not None:
             self._bar.start()
-        else:
+        elif not self._quiet:
             _log.info("%s: starts at %d of %d", self.label, self.done, self.total)
         return self
 
@@ -44,7 +48,7 @@ class Reporter:
         self.done += amount
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, note=note)
-        elif time.monotonic() - self._last_beat >= HEARTBEAT_SECONDS:
+        elif not self._quiet and time.monotonic() - self._last_beat >= HEARTBEAT_SECONDS:
             self._last_beat = time.monotonic()
             rate = (self.done - self._first) / (self._last_beat - self._started)
             left = (self.total - self.done) / rate / 60 if rate > 0 else float("nan")
@@ -65,4 +69,5 @@ class Reporter:
             self._bar.stop()
         seconds = time.monotonic() - self._started
         state = "done" if kind is None else "stopped"
-        _log.info("%s: %s at %d of %d after %.1f s", self.label, state, self.done, self.total, seconds)
+        if not self._quiet:
+            _log.info("%s: %s at %d of %d after %.1f s", self.label, state, self.done, self.total, seconds)

@@ -253,7 +253,8 @@ def test_exponential_loss_learns_the_free_energy() -> None:
             ptr=torch.arange(size + 1),
             energy=labels,
         )
-        loss = objective(model, batch, torch.Generator().manual_seed(step))["loss_energy"]
+        drawn = objective.draw(model, batch, torch.Generator().manual_seed(step))
+        loss = objective.sums(model, drawn)["loss_energy"] / size
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

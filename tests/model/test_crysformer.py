@@ -1,24 +1,23 @@
-"""Crysformer: equality with a plain reference, symmetries, and independence of batch neighbours."""
+"""Crysformer: equality with a plain reference (symmetries: test_symmetry.py)."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 from torch import Tensor
 
-from dao_pipeline.model.attention import LARGEST_DISTANCE, RADIAL, radial_features
-from dao_pipeline.model.crysformer import Crysformer, Noise, orthogonal_factor
+from dao_pipeline.model.attention import LARGEST_DISTANCE, RADIAL, EdgeFeatures, radial_features
+from dao_pipeline.model.crysformer import Crysformer, GatedResidual, orthogonal_factor
 from dao_pipeline.model.layout import Layout
 from tests.model import reference
 
 
-def make_model(
-    joint: bool, seed: int = 0, distances: bool = False, aware: bool = False, **sizes: int
-) -> Crysformer:
+def make_model(joint: bool, seed: int = 0, **sizes: int) -> Crysformer:
     torch.manual_seed(seed)
-    noise = Noise(torch.linspace(0, 0.5, 1001), torch.linspace(1, 1e-6, 1001)) if aware else None
     shape = {"layers": 2, "width": 32, "heads": 4, "frequencies": 8} | sizes
-    model = Crysformer(**shape, joint=joint, distances=distances, noise=noise, energy_head=True).double()
+    model = Crysformer(**shape, joint=joint, energy_head=True).double()
     for parameter in model.parameters():  # norms and biases away from their trivial start
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model
@@ -35,98 +34,92 @@ def random_batch(sizes: list[int], seed: int = 1) -> tuple[Tensor, Tensor, Tenso
     return numbers, coords, lattice, ptr, t
 
 
-@pytest.mark.parametrize("joint", [True, False], ids=["joint", "separate"])
-@pytest.mark.parametrize("sizes", [[1], [3, 1, 2], [5, 5, 7, 2], [24]])
+FORMS = pytest.mark.parametrize("joint", [True, False], ids=["joint", "separate"])
+SIZES = [[1], [2], [7], [20], [33], [60], [3, 1, 2], [5, 33, 5, 1, 60, 2, 20, 7]]
+
+
+@FORMS
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_equals_the_plain_reference(joint: bool, sizes: list[int]) -> None:
-    model = make_model(joint)
-    numbers, coords, lattice, ptr, t = random_batch(sizes)
+    """In double precision to 1e-10, in single precision to 1e-5 of the exact value for the same inputs."""
+    double = make_model(joint)
+    single = copy.deepcopy(double).float()
+    batch = random_batch(sizes)
+    compare(double, batch, 1e-10)
+    compare(single, batch, 1e-5)
+
+
+@FORMS
+def test_single_precision_with_the_frequencies_of_the_paper(joint: bool) -> None:
+    compare(make_model(joint, frequencies=128).float(), random_batch([7, 1, 33, 2, 20, 60]), 1e-5)
+
+
+def compare(model: Crysformer, batch: tuple[Tensor, ...], tolerance: float) -> None:
+    """Model, in its own precision, against the reference in double precision with the same weights and inputs."""
+    numbers, coords, lattice, ptr, t = batch
+    dtype = model.node.weight.dtype
+    coords, lattice = coords.to(dtype), lattice.to(dtype)
+    weights = reference.of_model(copy.deepcopy(model).double())
     with torch.no_grad():
         out = model(numbers, coords, lattice, ptr, t)
-        for i in range(len(sizes)):
+        for i in range(len(ptr) - 1):
             atoms = slice(int(ptr[i]), int(ptr[i + 1]))
-            eps_f, eps_l, energy = reference.crysformer(
-                model, numbers[atoms], coords[atoms], lattice[i], int(t[i])
+            exact = reference.crysformer(
+                weights, numbers[atoms], coords[atoms].double(), lattice[i].double(), int(t[i])
             )
-            torch.testing.assert_close(out.coords[atoms], eps_f, rtol=1e-10, atol=1e-10)
-            torch.testing.assert_close(out.lattice[i], eps_l, rtol=1e-10, atol=1e-10)
-            torch.testing.assert_close(out.energy[i], energy, rtol=1e-10, atol=1e-10)
+            for found, expected in zip((out.coords[atoms], out.lattice[i], out.energy[i]), exact, strict=True):
+                torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("joint", [True, False], ids=["joint", "separate"])
-def test_single_precision_agrees_with_double(joint: bool) -> None:
+@FORMS
+def test_attention_alone_equals_the_plain_reference(joint: bool) -> None:
     model = make_model(joint)
-    batch = random_batch([4, 9, 9, 1])
-    with torch.no_grad():
-        exact = model(*batch)
-        model.float()
-        numbers, coords, lattice, ptr, t = batch
-        single = model(numbers, coords.float(), lattice.float(), ptr, t)
-    for a, b in zip(single, exact, strict=True):
-        scale = b.abs().max()
-        assert (a.double() - b).abs().max() <= 1e-5 * max(scale, 1.0) * 3
-
-
-MODES = pytest.mark.parametrize(
-    ("joint", "distances", "aware"),
-    [(True, False, False), (False, False, False), (False, True, False), (False, True, True)],
-    ids=["joint", "separate", "with distances", "noise-aware"],
-)
-
-
-@MODES
-def test_symmetries(joint: bool, distances: bool, aware: bool) -> None:
-    model = make_model(joint, distances=distances, aware=aware)
-    numbers, coords, lattice, ptr, t = random_batch([3, 6, 2, 6])
+    module = model.blocks[0].attention
+    _, coords, lattice, ptr, _ = random_batch([4, 13, 1, 4])
+    h = torch.randn(len(coords), 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     layout = Layout.from_ptr(ptr)
-    with torch.no_grad():
-        base = model(numbers, coords, lattice, ptr, t)
-        # rotation and reflection: L -> L Q leaves coordinates and energy, turns the lattice noise
-        q = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5)))[0]
-        for turn in (q, q @ torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64))):
-            turned = model(numbers, coords, lattice @ turn, ptr, t)
-            torch.testing.assert_close(turned.coords, base.coords)
-            torch.testing.assert_close(turned.energy, base.energy)
-            torch.testing.assert_close(turned.lattice, base.lattice @ turn)
-        # translation of each crystal, integer shifts of each atom
-        shift = torch.rand(4, 3, dtype=torch.float64)[torch.repeat_interleave(torch.arange(4), ptr.diff())]
-        for moved in ((coords + shift) % 1.0, coords + torch.randint(-3, 4, coords.shape)):
-            for a, b in zip(model(numbers, moved, lattice, ptr, t), base, strict=True):
-                torch.testing.assert_close(a, b)
-        # permutation of the atoms inside each crystal
-        order = torch.cat(
-            [int(ptr[i]) + torch.randperm(int(ptr[i + 1] - ptr[i])) for i in range(layout.num_crystals)]
-        )
-        permuted = model(numbers[order], coords[order], lattice, ptr, t)
-        torch.testing.assert_close(permuted.coords, base.coords[order])
-        torch.testing.assert_close(permuted.lattice, base.lattice)
-        torch.testing.assert_close(permuted.energy, base.energy)
-
-
-@MODES
-def test_result_does_not_depend_on_the_batch(joint: bool, distances: bool, aware: bool) -> None:
-    model = make_model(joint, distances=distances, aware=aware)
-    numbers, coords, lattice, ptr, t = random_batch([7, 2, 4, 2, 1])
-    with torch.no_grad():
-        together = model(numbers, coords, lattice, ptr, t)
-        for i in range(5):
-            atoms = slice(int(ptr[i]), int(ptr[i + 1]))
-            alone = model(numbers[atoms], coords[atoms], lattice[i : i + 1], ptr[i : i + 2] - ptr[i], t[i : i + 1])
-            torch.testing.assert_close(alone.coords, together.coords[atoms])
-            torch.testing.assert_close(alone.lattice[0], together.lattice[i])
-            torch.testing.assert_close(alone.energy[0], together.energy[i])
-
-
-@MODES
-def test_energy_gradient_agrees_with_finite_differences(joint: bool, distances: bool, aware: bool) -> None:
-    model = make_model(joint, distances=distances, aware=aware)
-    numbers, coords, lattice, ptr, t = random_batch([3, 2])
-
-    def energy(f: Tensor, cell: Tensor) -> Tensor:
-        return model(numbers, f, cell, ptr, t).energy
-
-    assert torch.autograd.gradcheck(
-        energy, (coords.requires_grad_(), lattice.requires_grad_()), eps=1e-6, atol=1e-6
+    features = EdgeFeatures.of(
+        layout.sort_atoms(coords),
+        layout.sort_crystals(lattice),
+        layout,
+        frequencies=model.frequencies,
+        joint=joint,
+        distances=False,
     )
+    with torch.no_grad():
+        found = layout.unsort_atoms(module(layout.sort_atoms(h), features, layout))
+    weights = reference.of_attention(module)
+    for i in range(4):
+        atoms = slice(int(ptr[i]), int(ptr[i + 1]))
+        edge = reference.edge_features(coords[atoms], lattice[i], weights.e.w.shape[1], joint)
+        expected = reference.attention(weights, h[atoms], edge, module.heads)
+        torch.testing.assert_close(found[atoms], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_gated_residual_alone_equals_the_plain_reference() -> None:
+    torch.manual_seed(4)
+    module = GatedResidual(16).double()
+    x, y = torch.randn(2, 9, 16, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            module(x, y), reference.gate(module.gate.weight[0], x, y), rtol=1e-12, atol=1e-12
+        )
+
+
+def test_heads_alone_equal_the_plain_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(joint=True)
+    numbers, coords, lattice, ptr, t = random_batch([2, 5, 5])
+    h = torch.randn(len(numbers), 32, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    monkeypatch.setattr(model, "features", lambda *_: h)
+    with torch.no_grad():
+        out = model(numbers, coords, lattice, ptr, t)
+        weights = reference.of_model(model)
+        for i in range(3):
+            atoms = slice(int(ptr[i]), int(ptr[i + 1]))
+            eps_f, eps_l, energy = reference.heads(weights, h[atoms], lattice[i])
+            torch.testing.assert_close(out.coords[atoms], eps_f, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(out.lattice[i], eps_l, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(out.energy[i], energy, rtol=1e-12, atol=1e-12)
 
 
 def test_distances_are_those_of_the_nearest_image() -> None:
@@ -149,12 +142,6 @@ def test_orthogonal_factor() -> None:
     cells = torch.eye(3, dtype=torch.float64) + 0.2 * torch.randn(20, 3, 3, generator=g, dtype=torch.float64)
     u, _, vt = torch.linalg.svd(cells)
     torch.testing.assert_close(orthogonal_factor(cells, iterations=30), u @ vt, rtol=0, atol=1e-8)
-
-
-def test_parameter_counts_of_the_paper() -> None:
-    for energy_head, count in ((False, 25_211_352), (True, 25_359_577)):
-        model = Crysformer(layers=12, width=384, heads=8, frequencies=128, joint=True, energy_head=energy_head)
-        assert sum(p.numel() for p in model.parameters()) == count
 
 
 def test_layout_refuses_empty_crystals() -> None:

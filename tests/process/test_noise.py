@@ -1,4 +1,4 @@
-"""Schedules and wrapped normal against the paper's reference values and against autograd."""
+"""Diffusions and wrapped normal against the paper's reference values and against autograd."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ import pytest
 import torch
 
 from dao_pipeline.config import Process
-from dao_pipeline.process.diffusion import add_noise
-from dao_pipeline.process.schedule import Schedule, reverse_times
+from dao_pipeline.model.layout import Layout
+from dao_pipeline.process.diffusion import Diffusion
+from dao_pipeline.process.sampler import reverse_times
 from dao_pipeline.process.wrapped_normal import score, score_second_moment
 
 
 @pytest.fixture(scope="module")
-def schedule() -> Schedule:
-    return Schedule(Process())
+def schedule() -> Diffusion:
+    return Diffusion(Process())
 
 
 @pytest.mark.parametrize(
     ("t", "value"), [(1, 0.9999), (100, 0.9717), (500, 0.4937), (900, 0.0241), (999, 2.4e-6), (1000, 2.4e-10)]
 )
-def test_alpha_bar(schedule: Schedule, t: int, value: float) -> None:
+def test_alpha_bar(schedule: Diffusion, t: int, value: float) -> None:
     assert float(schedule.alpha_bar[t]) == pytest.approx(value, rel=0.02)
 
 
-def test_sigma_is_geometric(schedule: Schedule) -> None:
+def test_sigma_is_geometric(schedule: Diffusion) -> None:
     ratio = schedule.sigma[2:] / schedule.sigma[1:-1]
     torch.testing.assert_close(ratio, torch.full_like(ratio, 1.004620), rtol=1e-6, atol=0)
     assert [float(schedule.sigma[t]) for t in (0, 1, 1000)] == pytest.approx([0.0, 0.005, 0.5])
 
 
 @pytest.mark.parametrize(("t", "value"), [(1, 4.0e4), (500, 401.0), (800, 19.7), (1000, 0.0041)])
-def test_lambda(schedule: Schedule, t: int, value: float) -> None:
+def test_lambda(schedule: Diffusion, t: int, value: float) -> None:
     assert float(schedule.score_norm[t]) == pytest.approx(value, rel=0.02)
 
 
@@ -45,7 +46,7 @@ def test_lambda_by_quadrature_is_the_expectation() -> None:
     torch.testing.assert_close(score_second_moment(sigma), sampled, rtol=0.02, atol=0)
 
 
-def test_posterior_variances(schedule: Schedule) -> None:
+def test_posterior_variances(schedule: Diffusion) -> None:
     gamma = [schedule.coords_step(t, t - 1)[1] ** 2 for t in range(1, 1001)]
     lattice = [schedule.lattice_step(t, t - 1)[2] ** 2 for t in range(1, 1001)]
     assert gamma[0] == 0.0
@@ -80,7 +81,7 @@ def test_reverse_times(steps: int) -> None:
     assert all(a > b for a, b in itertools.pairwise(times))
 
 
-def test_strided_steps_compose(schedule: Schedule) -> None:
+def test_strided_steps_compose(schedule: Diffusion) -> None:
     """One long ancestral step has the marginal variance of the forward process, as many short ones do."""
     for t, s in ((1000, 990), (600, 400), (3, 1)):
         a, b, std, root = schedule.lattice_step(t, s)
@@ -90,11 +91,11 @@ def test_strided_steps_compose(schedule: Schedule) -> None:
         assert b**2 * (1 - root**2) + std**2 == pytest.approx(1 - then, abs=1e-9)
 
 
-def test_noise_keeps_clean_crystals_and_wraps(schedule: Schedule) -> None:
+def test_noise_keeps_clean_crystals_and_wraps(schedule: Diffusion) -> None:
     generator = torch.Generator().manual_seed(3)
     coords, lattice = torch.rand(6, 3, generator=generator), torch.randn(2, 3, 3, generator=generator)
-    crystal = torch.tensor([0, 0, 0, 1, 1, 1])
-    noisy = add_noise(coords, lattice, crystal, torch.tensor([0, 1000]), schedule, generator)
+    layout = Layout.from_ptr(torch.tensor([0, 3, 6]))
+    noisy = schedule.add_noise(coords, lattice, layout, torch.tensor([0, 1000]), generator)
     torch.testing.assert_close(noisy.frac_coords[:3], coords[:3])
     torch.testing.assert_close(noisy.lattice[0], lattice[0])
     assert not noisy.coords_target[:3].any()

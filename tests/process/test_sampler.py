@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dao_pipeline.config import Process
 from dao_pipeline.model.layout import Layout
+from dao_pipeline.process.diffusion import Diffusion
 from dao_pipeline.process.sampler import sample
-from dao_pipeline.process.schedule import Schedule
 
 STEPS = 40
 PTR = torch.tensor([0, 2, 5])
@@ -32,7 +32,7 @@ def run(guidance_scale: float, use_gradient: bool = True, seed: int = 7) -> tupl
     return sample(
         denoise,
         Layout.from_ptr(PTR),
-        Schedule(Process(timesteps=STEPS)),
+        Diffusion(Process(timesteps=STEPS)),
         steps=STEPS,
         generator=torch.Generator().manual_seed(seed),
         guidance=gradient if use_gradient else None,
@@ -44,7 +44,7 @@ def run(guidance_scale: float, use_gradient: bool = True, seed: int = 7) -> tupl
 
 def published(scale: float, seed: int = 7) -> tuple[Tensor, Tensor]:
     """Predictor-corrector loop as the paper's code writes it, in its own symbols (2.3, 5)."""
-    schedule = Schedule(Process(timesteps=STEPS))
+    schedule = Diffusion(Process(timesteps=STEPS))
     abar, sigma, lam = schedule.alpha_bar, schedule.sigma, schedule.score_norm
     g = torch.Generator().manual_seed(seed)
 
@@ -101,7 +101,7 @@ def test_guidance_acts_and_seeds_decide() -> None:
 
 def test_perfect_denoiser_brings_the_crystal_back() -> None:
     """With the exact score of a single crystal the sampler returns it, up to a translation of the atoms."""
-    schedule = Schedule(Process(timesteps=200))
+    schedule = Diffusion(Process(timesteps=200))
     truth_f = torch.tensor([[0.0, 0, 0], [0.5, 0.5, 0.5]], dtype=torch.float64)
     truth_l = torch.diag(torch.tensor([0.9, 1.0, 1.2], dtype=torch.float64))[None]
     from dao_pipeline.process.wrapped_normal import score

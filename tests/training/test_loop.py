@@ -5,178 +5,93 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from dao_pipeline.config import Backbone, EnergyModel, Process, Training
-from dao_pipeline.crystals.crystal import Crystal, to_table
+from dao_pipeline.config import EnergyModel
 from dao_pipeline.crystals.dataset import CrystalDataset, epoch_batches, size_batches
-from dao_pipeline.crystals.volume import fit_element_volumes
 from dao_pipeline.energy.objective import EnergyObjective
 from dao_pipeline.errors import ContinueLater, UserError
-from dao_pipeline.model.dao import About, DaoModel, load_model, save_model
-from dao_pipeline.process.objective import generator_objective
+from dao_pipeline.model.dao import DaoModel, load_model, save_model
+from dao_pipeline.process.objective import GeneratorObjective
 from dao_pipeline.training.checkpoint import NAME
 from dao_pipeline.training.loop import learning_rate, permute_axes, train
-
-SETTINGS = Training(
-    steps=12, batch_atoms=40, learning_rate=1e-3, warmup_steps=3, validate_every=5, checkpoint_every=4
-)
-
-
-def crystals(count: int = 40, seed: int = 0) -> pa.Table:
-    random = np.random.default_rng(seed)
-    return to_table(
-        Crystal(
-            id=f"row:{i}",
-            source="test",
-            atomic_numbers=random.integers(1, 90, n),
-            frac_coords=random.random((n, 3)),
-            lattice=(4 + random.random()) * np.eye(3) + 0.3 * random.standard_normal((3, 3)),
-            extra={"e_above_hull": float(random.random())},
-        )
-        for i, n in enumerate(random.integers(1, 7, count))
-    )
-
-
-def new_model(kind: str = "dao_g") -> DaoModel:
-    torch.manual_seed(0)
-    about = About(
-        kind=kind,
-        backbone=Backbone(preset="tiny", layers=1, width=16, heads=2, frequencies=4).model_dump(),
-        process=Process(timesteps=50).model_dump(),
-        energy_label="e_above_hull" if kind == "dao_p" else None,
-        energy_mean=0.5,
-        energy_std=0.3,
-    )
-    return DaoModel(about, fit_element_volumes(crystals()))
-
-
-def run(
-    work: Path, objective: Callable[..., dict[str, Tensor]] = generator_objective, settings: Training = SETTINGS
-) -> tuple[dict[str, Tensor], list[dict[str, float | int | str | None]]]:
-    model = new_model()
-    table = CrystalDataset(crystals())
-    records = train(
-        model,
-        objective,
-        table,
-        CrystalDataset(crystals(6, seed=5)),
-        settings,
-        work=work,
-        identity="x",
-        seed=1,
-        label="test",
-    )
-    return {name: value.clone() for name, value in model.state_dict().items()}, records
-
-
-class Stopping:
-    """An objective that sends a signal, or fails, at its n-th training call."""
-
-    def __init__(self, at: int, act: Callable[[], None]) -> None:
-        self.calls, self.at, self.act = 0, at, act
-
-    def __call__(self, model: DaoModel, batch: Data, generator: torch.Generator) -> dict[str, Tensor]:
-        if torch.is_grad_enabled():
-            self.calls += 1
-            if self.calls == self.at:
-                self.act()
-        return generator_objective(model, batch, generator)
-
-
-def raise_killed() -> None:
-    raise KeyboardInterrupt
+from dao_pipeline.training.metrics import metrics_table
+from tests.training.common import SETTINGS, Disturbed, crystals, fail, new_model, run, with_settings
 
 
 @pytest.mark.parametrize("at", [1, 5, 9, 12])
 def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, at: int) -> None:
     expected, _ = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", Stopping(at, raise_killed))
-    found, records = run(tmp_path / "killed")
+        run(tmp_path / "killed", Disturbed(at, fail))
+    found, state = run(tmp_path / "killed")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert records[-1]["step"] == 12
+    assert state.records[-1]["step"] == 12
 
 
 def test_sigterm_saves_and_asks_to_continue(tmp_path: Path) -> None:
     expected, _ = run(tmp_path / "whole")
     with pytest.raises(ContinueLater, match="step 6 of 12"):
-        run(tmp_path / "stopped", Stopping(6, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    steps = Stopping(10**6, raise_killed)
+        run(tmp_path / "stopped", Disturbed(6, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    steps = Disturbed()
     found, _ = run(tmp_path / "stopped", steps)
-    assert steps.calls == 6
+    assert steps.steps == 6
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
     expected, _ = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", Stopping(10, raise_killed))
+        run(tmp_path / "killed", Disturbed(10, fail))
     newest = tmp_path / "killed" / NAME
     newest.write_bytes(newest.read_bytes()[:100])
-    steps = Stopping(10**6, raise_killed)
+    steps = Disturbed()
     found, _ = run(tmp_path / "killed", steps)
-    assert steps.calls == 8  # the checkpoint of step 4
+    assert steps.steps == 8  # the checkpoint of step 4
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, Stopping(10, raise_killed))
-    steps = Stopping(10**6, raise_killed)
-    model = new_model()
-    train(
-        model,
-        steps,
-        CrystalDataset(crystals()),
-        None,
-        SETTINGS,
-        work=tmp_path,
-        identity="other",
-        seed=1,
-        label="test",
-    )
-    assert steps.calls == 12
+        run(tmp_path, Disturbed(10, fail))
+    steps = Disturbed()
+    run(tmp_path, steps, identity="other")
+    assert steps.steps == 12
+
+
+class Broken(GeneratorObjective):
+    def sums(self, model: DaoModel, batch: Data) -> dict[str, Tensor]:
+        return {name: value * float("nan") for name, value in super().sums(model, batch).items()}
 
 
 def test_non_finite_losses_are_skipped_and_then_an_error(tmp_path: Path) -> None:
-    def broken(model: DaoModel, batch: Data, generator: torch.Generator) -> dict[str, Tensor]:
-        parts = generator_objective(model, batch, generator)
-        return {**parts, "loss": parts["loss"] * float("nan")}
-
     start = new_model().state_dict()
-    found, _ = run(tmp_path / "a", broken)
+    found, state = run(tmp_path / "a", Broken())
     assert all(torch.equal(found[name], start[name]) for name in start)
-    with pytest.raises(UserError, match="not finite"):
-        run(tmp_path / "b", broken, SETTINGS.model_copy(update={"steps": 200}))
+    assert state.skipped == 12
+    assert metrics_table("test", state.records)["skipped"][-1].as_py() == 12
+    with pytest.raises(UserError, match=r"not finite in 4 steps \(training\.max_skipped is 3\), now at step 3"):
+        run(tmp_path / "b", Broken(), with_settings(max_skipped=3))
 
 
 def test_empty_training_set_is_a_user_error(tmp_path: Path) -> None:
+    none = CrystalDataset(crystals().slice(0, 0))
     with pytest.raises(UserError, match="no crystals"):
         train(
-            new_model(),
-            generator_objective,
-            CrystalDataset(crystals().slice(0, 0)),
-            None,
-            SETTINGS,
-            work=tmp_path,
-            identity="x",
-            seed=1,
-            label="test",
+            new_model(), GeneratorObjective(), none, None, SETTINGS, work=tmp_path, identity="x", seed=1, label="t"
         )
 
 
 def test_learning_rate() -> None:
     rates = [learning_rate(SETTINGS, step) for step in range(13)]
-    assert rates[0] == pytest.approx(1e-3 / 3)
+    assert rates[0] == pytest.approx(1e-3 * 1e-3)
+    assert rates[1] == pytest.approx(1e-3 * (1 / 3 + 1e-3 * 2 / 3))
     assert max(rates) == pytest.approx(1e-3)
     assert rates[12] == pytest.approx(SETTINGS.final_learning_rate)
     assert all(a >= b for a, b in itertools.pairwise(rates[3:]))
@@ -185,8 +100,8 @@ def test_learning_rate() -> None:
 def test_training_learns_and_model_directory_round_trips(tmp_path: Path) -> None:
     model = new_model("dao_p")
     table = CrystalDataset(crystals(20), "e_above_hull")
-    settings = SETTINGS.model_copy(update={"steps": 150, "learning_rate": 3e-3})
-    records = train(
+    settings = with_settings(steps=150, learning_rate=3e-3)
+    state = train(
         model,
         EnergyObjective(EnergyModel()),
         table,
@@ -197,7 +112,7 @@ def test_training_learns_and_model_directory_round_trips(tmp_path: Path) -> None
         seed=1,
         label="test",
     )
-    losses = [float(r["loss"] or 0) for r in records]
+    losses = [float(r["loss"] or 0) for r in state.records]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
     save_model(model, tmp_path / "m")
     again = load_model(tmp_path / "m")

@@ -29,7 +29,8 @@ from dao_pipeline.errors import ContinueLater, UserError
 from dao_pipeline.interrupt import Interruptible
 from dao_pipeline.model.dao import DaoModel, load_model
 from dao_pipeline.model.layout import Layout
-from dao_pipeline.process.sampler import sample
+from dao_pipeline.process import flow_sampler, sampler
+from dao_pipeline.process.flow import Flow
 from dao_pipeline.progress import Reporter
 from dao_pipeline.seeds import stage_seed
 
@@ -47,7 +48,8 @@ def generate_candidates(
 ) -> None:
     """Generate the rows of ``plan`` that belong to ``shard``; one row each in ``out``, whatever happens.
 
-    A shard beyond the plan is an empty table. Raises ContinueLater when interrupted.
+    A shard beyond the plan is an empty table. Raises ContinueLater when interrupted, and UserError for models that
+    do not fit each other or the settings.
     """
     settings = campaign.generate
     table = read_table(plan, list(PLAN_COLUMNS))
@@ -72,6 +74,12 @@ def generate_candidates(
     if dao_g.about.kind != "dao_g":
         raise UserError(f"{generator}: a {dao_g.about.kind} model cannot generate; name a DAO-G directory.")
     dao_p = load_energy_model(energy_model, device) if settings.guidance_scale > 0 else None
+    if dao_p is not None:
+        require_same_process(dao_g, generator, dao_p, energy_model)
+    try:
+        about["sampling"] = settings.sampling(dao_g.process)._asdict()
+    except ValueError as error:
+        raise UserError(f"{generator}: {error}. Change the setting, or the model.") from None
     sizes = rows["num_atoms"].to_numpy().astype(np.int64)
     batches = size_batches(sizes, settings.batch_atoms) if len(sizes) else []
     parts: list[Path] = []
@@ -97,6 +105,17 @@ def generate_candidates(
     shutil.rmtree(work, ignore_errors=True)
 
 
+def require_same_process(generator: DaoModel, generator_at: Path, energy_model: DaoModel, energy_at: Path) -> None:
+    """Raise UserError unless both models were trained on one noise: E_t is an energy of that noise's crystals."""
+    for name in ("kind", "timesteps", "sigma_min", "sigma_max"):
+        ours, theirs = getattr(generator.process, name), getattr(energy_model.process, name)
+        if ours != theirs:
+            raise UserError(
+                f"{energy_at} cannot guide {generator_at}: DAO-P was trained with process.{name} = {theirs}, "
+                f"DAO-G with {ours}. Train both with one process, or set generate.guidance_scale: 0."
+            )
+
+
 def generate_rows(
     rows: pa.Table, generator: DaoModel, energy_model: DaoModel | None, settings: Generate, seed: int
 ) -> pa.Table:
@@ -113,17 +132,34 @@ def generate_rows(
             out = generator.crysformer(numbers, coords, lattice, ptr, t, layout)
             return out.coords, out.lattice
 
-        sampled = sample(
-            denoise,
-            layout,
-            generator.schedule,
-            steps=settings.steps,
-            generator=torch.Generator(device).manual_seed(seed),
-            corrector=settings.corrector,
-            step_size=settings.step_size,
-            guidance=guidance_gradient(energy_model, numbers, edge, layout) if energy_model else None,
-            guidance_scale=settings.guidance_scale,
-        )
+        how = settings.sampling(generator.process)
+        random = torch.Generator(device).manual_seed(seed)
+        guidance = guidance_gradient(energy_model, numbers, edge, layout) if energy_model else None
+        if isinstance(generator.schedule, Flow):
+            sampled = flow_sampler.sample(
+                denoise,
+                layout,
+                generator.schedule,
+                steps=how.steps,
+                generator=random,
+                method="midpoint" if how.method == "midpoint" else "euler",
+                annealing=settings.annealing,
+                guidance=guidance,
+                guidance_scale=settings.guidance_scale,
+            )
+        else:
+            sampled = sampler.sample(
+                denoise,
+                layout,
+                generator.schedule,
+                steps=how.steps,
+                generator=random,
+                corrector=how.method == "predictor-corrector",
+                step_size=settings.step_size,
+                guidance=guidance,
+                guidance_scale=settings.guidance_scale,
+                bound=generator.process.lattice_scale != "none",  # it is in units of the expected edge
+            )
     coords = sampled.frac_coords.double().cpu().numpy()
     lattice = (sampled.lattice * edge).double().cpu().numpy()
     return _as_candidates(rows, coords, lattice, settings)

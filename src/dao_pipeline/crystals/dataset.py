@@ -6,13 +6,12 @@ that each size class is a contiguous slice that views as ``[crystals, atoms, ...
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow as pa
 import torch
 from torch_geometric.data import Data, InMemoryDataset
 
+from dao_pipeline.crystals.batch import cut
 from dao_pipeline.crystals.flat import flatten
 
 
@@ -69,7 +68,7 @@ class CrystalDataset(InMemoryDataset):
 
 def size_batches(sizes: np.ndarray, batch_atoms: int) -> list[np.ndarray]:
     """All crystals by rising size, cut into batches of at most ``batch_atoms`` atoms (at least one crystal)."""
-    return list(_cut(np.argsort(sizes, kind="stable"), sizes, batch_atoms))
+    return cut(np.argsort(sizes, kind="stable"), sizes, batch_atoms)
 
 
 def epoch_batches(sizes: np.ndarray, batch_atoms: int, seed: int, epoch: int, mix: int = 8) -> list[np.ndarray]:
@@ -85,15 +84,5 @@ def epoch_batches(sizes: np.ndarray, batch_atoms: int, seed: int, epoch: int, mi
     batches: list[np.ndarray] = []
     for start in range(0, len(order), group):
         part = order[start : start + group]
-        batches.extend(_cut(part[np.argsort(sizes[part], kind="stable")], sizes, batch_atoms))
+        batches.extend(cut(part[np.argsort(sizes[part], kind="stable")], sizes, batch_atoms))
     return [batches[i] for i in random.permutation(len(batches))]
-
-
-def _cut(order: np.ndarray, sizes: np.ndarray, batch_atoms: int) -> Iterator[np.ndarray]:
-    ends = np.cumsum(sizes[order])
-    start, done = 0, 0
-    while start < len(order):
-        stop = max(start + 1, int(np.searchsorted(ends, done + batch_atoms, side="right")))
-        yield order[start:stop]
-        done = int(ends[stop - 1])
-        start = stop

@@ -10,7 +10,7 @@ from torch_geometric.data import Data
 
 from dao_pipeline.config import EnergyModel
 from dao_pipeline.model.dao import DaoModel
-from dao_pipeline.process.objective import denoise
+from dao_pipeline.process.objective import add_noise_to, denoise, uniform_times
 
 LARGEST_EXPONENT = 10.0
 """exp(-E) is cut at exp(10): an untrained network must not overflow."""
@@ -27,34 +27,40 @@ class EnergyObjective:
 
     settings: EnergyModel
 
-    def __call__(self, model: DaoModel, batch: Data, generator: torch.Generator) -> dict[str, Tensor]:
-        """Losses of a batch whose ``energy`` (B,) is in eV/atom; ``energy_mae`` is of clean crystals, eV/atom."""
+    def draw(self, model: DaoModel, batch: Data, generator: torch.Generator) -> Data:
+        """Noise a batch whose ``energy`` (B,) is in eV/atom, except a share of its crystals; standardise it."""
         settings, about = self.settings, model.about
-        crystals, device = len(batch.lattice), batch.lattice.device
-        t = torch.randint(1, model.schedule.timesteps + 1, (crystals,), generator=generator, device=device)
-        clean = torch.rand(crystals, generator=generator, device=device) < settings.clean_fraction
-        t = torch.where(clean, 0, t)
-        label = ((batch.energy - about.energy_mean) / about.energy_std).clamp(
+        t = uniform_times(model, batch, generator)
+        clean = torch.rand(len(t), generator=generator, device=t.device) < settings.clean_fraction
+        drawn = add_noise_to(model, batch, torch.where(clean, 0, t), generator)
+        drawn.energy = ((batch.energy - about.energy_mean) / about.energy_std).clamp(
             -settings.clip_label, settings.clip_label
         )
-        result = denoise(model, batch, t, generator)
-        assert result.out.energy is not None
-        energy, noisy = result.out.energy, (~clean).to(label.dtype)
-        plain = (energy - label).square()
-        if settings.exponential_loss:
-            error = ((-energy).clamp(max=LARGEST_EXPONENT).exp() - (-label).exp()).square()
-            error = torch.where(clean, plain, error)
-        else:
-            error = plain
-        # without noise there is nothing to denoise
-        atoms = batch.ptr.diff().to(label.dtype)
-        coords = (result.coords_error * noisy).sum() / (atoms * noisy).sum().clamp(min=1)
-        lattice = (result.lattice_error * noisy).sum() / noisy.sum().clamp(min=1)
-        mae = ((energy - label).abs() * clean).sum() / clean.sum().clamp(min=1) * about.energy_std
+        return drawn
+
+    def weights(self, batch: Data) -> dict[str, Tensor]:
+        """Noisy atoms and crystals for denoising, all crystals for the energy, clean ones for its error."""
+        noisy = (batch.t > 0).to(batch.energy.dtype)
         return {
-            "loss": coords + lattice + error.mean(),
-            "loss_coords": coords,
-            "loss_lattice": lattice,
-            "loss_energy": error.mean(),
-            "energy_mae": mae,
+            "loss_coords": (batch.ptr.diff() * noisy).sum(),
+            "loss_lattice": noisy.sum(),
+            "loss_energy": torch.ones_like(noisy).sum(),
+            "energy_mae": (1 - noisy).sum(),
+        }
+
+    def sums(self, model: DaoModel, batch: Data) -> dict[str, Tensor]:
+        """Errors summed over the crystals of ``batch``; ``energy_mae`` is of clean crystals, eV/atom."""
+        result = denoise(model, batch)
+        assert result.out.energy is not None
+        energy, label, clean = result.out.energy, batch.energy, batch.t == 0
+        error = (energy - label).square()
+        if self.settings.exponential_loss:
+            exponential = ((-energy).clamp(max=LARGEST_EXPONENT).exp() - (-label).exp()).square()
+            error = torch.where(clean, error, exponential)
+        # without noise there is nothing to denoise
+        return {
+            "loss_coords": (result.coords_error * ~clean[result.layout.crystal]).sum(),
+            "loss_lattice": (result.lattice_error * ~clean).sum(),
+            "loss_energy": error.sum(),
+            "energy_mae": ((energy - label).abs() * clean).sum() * model.about.energy_std,
         }

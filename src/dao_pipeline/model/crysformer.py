@@ -9,30 +9,34 @@ Symbols: N atoms, B crystals, d width, H heads, F frequencies per axis.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dao_pipeline.model.attention import EdgeFeatures, TorusAttention
+from dao_pipeline.model.attention import Distances, EdgeFeatures, TorusAttention
 from dao_pipeline.model.descriptors import NUM_DESCRIPTORS, element_descriptors
-from dao_pipeline.model.layout import Layout
+from dao_pipeline.model.layout import CPU_PART_ATOMS, Layout
 
 TIME_WIDTH = 256
 
 
+LatticeOutput = Literal["product", "velocity", "symmetric"]
+"""How the lattice head's numbers become a matrix, see ``Crysformer._lattice_output``."""
+
+
 class Noise(NamedTuple):
-    """Tables over t = 0 .. T: sigma of the fractional coordinates, alpha_bar of the lattice."""
+    """Tables over t = 0 .. T: sigma of the fractional coordinates, alpha_bar of a diffusing lattice."""
 
     sigma: Tensor
-    alpha_bar: Tensor
+    alpha_bar: Tensor | None = None
 
 
 class Output(NamedTuple):
-    """What the heads say about a noisy batch.
+    """What the heads say about a noisy batch, in the terms of the generative process (``Noisy``).
 
-    coords: (N, 3), normalised negative score of the fractional coordinates (paper: eps_F).
-    lattice: (B, 3, 3), Gaussian noise in the lattice (paper: eps_L).
+    coords: (N, 3), of the fractional coordinates; diffusion: normalised negative score (paper: eps_F).
+    lattice: (B, 3, 3); diffusion: Gaussian noise in the lattice (paper: eps_L).
     energy: (B,), standardised energy per atom, or None without that head.
     """
 
@@ -70,15 +74,16 @@ class GatedResidual(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """(N, d), (N, d) -> (N, d). The concatenation is never formed: w1.x + w2.y + w3.(x-y) regroups."""
+        y = y.to(x.dtype)  # under autocast: x, the sum over layers, stays in full precision
         w1, w2, w3 = self.gate.weight[0].chunk(3)
         g = torch.sigmoid(x @ (w1 + w3) + y @ (w2 - w3))[:, None]
-        return torch.lerp(y, x, g)
+        return torch.lerp(y, x, g.to(x.dtype))
 
 
 class Block(nn.Module):
     """Pre-norm attention and feed-forward layer, each behind a gated residual (paper 1.5)."""
 
-    def __init__(self, width: int, heads: int, frequencies: int, joint: bool, distances: bool) -> None:
+    def __init__(self, width: int, heads: int, frequencies: int, joint: bool, distances: Distances) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
         self.attention = TorusAttention(width, heads, frequencies, joint, distances)
@@ -97,9 +102,10 @@ class Crysformer(nn.Module):
     """The backbone of DAO-P and DAO-G, with their heads.
 
     ``joint``: one LayerNorm over lattice and Fourier features, as published; otherwise both enter apart.
-    ``distances``: minimum-image distances enter too (not published; only without ``joint``).
+    ``distances``: where minimum-image distances enter (not published; only without ``joint``).
     ``noise``: tables of the noise levels, if the model is to know how much noise t stands for (not published):
     frequencies that drown in it are damped, and the lattice head predicts a velocity in the lattice's own frame.
+    ``lattice_output``: see ``_lattice_output``; None: ``velocity`` with ``noise``, else ``product``.
     ``energy_head``: DAO-P has one, DAO-G has none.
     """
 
@@ -115,22 +121,28 @@ class Crysformer(nn.Module):
         heads: int,
         frequencies: int,
         joint: bool = False,
-        distances: bool = False,
+        distances: Distances = "none",
         noise: Noise | None = None,
+        lattice_output: LatticeOutput | None = None,
         energy_head: bool = False,
     ) -> None:
         super().__init__()
+        self.noise_aware = noise is not None
+        self.lattice_output = lattice_output or ("velocity" if self.noise_aware else "product")
         if noise is not None:
             self.register_buffer("sigma", noise.sigma.float(), persistent=False)
+        if self.lattice_output == "velocity":
+            if noise is None or noise.alpha_bar is None:
+                raise ValueError("lattice output velocity needs the noise of the lattice, alpha_bar")
             self.register_buffer("alpha_bar", noise.alpha_bar.float(), persistent=False)
-        self.noise_aware = noise is not None
-        self.frequencies, self.joint, self.distances = frequencies, joint, distances
+        self.heads, self.frequencies = heads, frequencies
+        self.joint, self.distances = joint, distances
         self.register_buffer("descriptors", element_descriptors())
         self.element = nn.Linear(NUM_DESCRIPTORS, width)
         self.node = nn.Linear(width + TIME_WIDTH, width)
         self.blocks = nn.ModuleList(Block(width, heads, frequencies, joint, distances) for _ in range(layers))
         self.coords_head = nn.Linear(width, 3, bias=False)
-        self.lattice_head = nn.Linear(width, 9 if noise is None else 18, bias=False)
+        self.lattice_head = nn.Linear(width, 18 if self.lattice_output == "velocity" else 9, bias=False)
         self.energy_head = (
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)) if energy_head else None
         )
@@ -147,28 +159,34 @@ class Crysformer(nn.Module):
         """Denoise and evaluate a flat batch.
 
         atomic_numbers: (N,) int64, 1 to 100. frac_coords: (N, 3). lattice: (B, 3, 3), rows a, b, c, in the
-        unit in which the lattice diffuses. ptr: (B + 1,). t: (B,) int64 noise level, 0 for clean crystals.
+        unit of the generative process. ptr: (B + 1,). t: (B,) int64 noise level, 0 for clean crystals.
         layout: of ``ptr``, if the caller has it already. Crystals may come in any order.
         """
         layout = layout or Layout.from_ptr(ptr)
         lattice_sorted = layout.sort_crystals(lattice)
         h = self.features(atomic_numbers, frac_coords, lattice, layout, t)
-        pooled = layout.mean(h)
-        noise = self._lattice_noise(self.lattice_head(pooled), lattice_sorted, layout.sort_crystals(t))
-        energy = None
-        if self.energy_head is not None:
-            energy = layout.unsort_crystals(self.energy_head(pooled)[:, 0])
-        return Output(layout.unsort_atoms(self.coords_head(h)), layout.unsort_crystals(noise), energy)
+        with torch.autocast(h.device.type, enabled=False):  # the heads cost nothing: full precision
+            pooled = layout.mean(h)
+            out = self._lattice_output(self.lattice_head(pooled), lattice_sorted, layout.sort_crystals(t))
+            energy = None
+            if self.energy_head is not None:
+                energy = layout.unsort_crystals(self.energy_head(pooled)[:, 0])
+            return Output(layout.unsort_atoms(self.coords_head(h)), layout.unsort_crystals(out), energy)
 
-    def _lattice_noise(self, head: Tensor, lattice: Tensor, t: Tensor) -> Tensor:
-        """Noise in the lattice, (B, 3, 3), from the head's numbers; turns with the lattice.
+    def _lattice_output(self, head: Tensor, lattice: Tensor, t: Tensor) -> Tensor:
+        """What the model says about the lattice, (B, 3, 3), from the head's numbers.
 
-        Published: K L_t with a predicted matrix K (paper 1.6). With ``noise``: v = K L_t + K' U, where U is the
-        orthogonal factor of L_t, is the velocity sqrt(abar) eps - sqrt(1 - abar) L_0, and
-        eps = sqrt(1 - abar) L_t + sqrt(abar) v. The clean lattice is then a combination of L_t and v with
-        bounded weights, where K alone would have to learn gains of up to 1 / sqrt(abar_T) ~ 10^5.
+        ``product``: the noise K L_t with a predicted matrix K, as published (paper 1.6); turns with the lattice.
+        ``velocity``: v = K L_t + K' U, where U is the orthogonal factor of L_t, is the velocity
+        sqrt(abar) eps - sqrt(1 - abar) L_0, and the noise is eps = sqrt(1 - abar) L_t + sqrt(abar) v. The clean
+        lattice is then a combination of L_t and v with bounded weights, where K alone would have to learn gains of
+        up to 1 / sqrt(abar_T) ~ 10^5. ``symmetric``: a symmetric matrix that does not turn, for flow matching in
+        the logarithm of the metric.
         """
-        if not self.noise_aware:
+        if self.lattice_output == "symmetric":
+            matrix = head.view(-1, 3, 3)
+            return 0.5 * (matrix + matrix.transpose(1, 2))
+        if self.lattice_output == "product":
             return head.view(-1, 3, 3) @ lattice
         matrices = head.view(-1, 2, 3, 3)
         velocity = matrices[:, 0] @ lattice + matrices[:, 1] @ orthogonal_factor(lattice)
@@ -182,27 +200,44 @@ class Crysformer(nn.Module):
         if self.energy_head is None:
             raise ValueError("this model has no energy head; it is a generator, not DAO-P")
         h = self.features(atomic_numbers, frac_coords, lattice, layout, t)
-        return layout.unsort_crystals(self.energy_head(layout.mean(h))[:, 0])
+        with torch.autocast(h.device.type, enabled=False):
+            return layout.unsort_crystals(self.energy_head(layout.mean(h))[:, 0])
 
     def features(
         self, atomic_numbers: Tensor, frac_coords: Tensor, lattice: Tensor, layout: Layout, t: Tensor
     ) -> Tensor:
-        """Node features after the last block, (N, d), in the layout's sorted order (paper 1.2 to 1.5)."""
+        """Node features after the last block, (N, d), in the layout's sorted order (paper 1.2 to 1.5).
+
+        On a CPU a large batch goes through the blocks part by part, so that its intermediates fit the caches.
+        """
+        atoms = (layout.sort_atoms(atomic_numbers), layout.sort_atoms(frac_coords))
+        crystals = (layout.sort_crystals(lattice), layout.sort_crystals(t))
+        parts = layout.parts(CPU_PART_ATOMS) if frac_coords.device.type == "cpu" else [layout]
+        if len(parts) == 1:
+            return self._features(*atoms, *crystals, layout)
+        split = [values.split([len(part.crystal) for part in parts]) for values in atoms]
+        split += [values.split([part.num_crystals for part in parts]) for values in crystals]
+        return torch.cat([self._features(*inputs) for inputs in zip(*split, parts, strict=True)])
+
+    def _features(
+        self, atomic_numbers: Tensor, frac_coords: Tensor, lattice: Tensor, t: Tensor, layout: Layout
+    ) -> Tensor:
+        """The same for sorted inputs, all at once."""
         dtype = self.node.weight.dtype
         edges = EdgeFeatures.of(
-            layout.sort_atoms(frac_coords),
-            layout.sort_crystals(lattice),
+            frac_coords,
+            lattice,
             layout,
             frequencies=self.frequencies,
             joint=self.joint,
-            distances=self.distances,
-            sigma=self.sigma.to(dtype)[layout.sort_crystals(t)] if self.noise_aware else None,
+            distances=self.distances != "none",
+            sigma=self.sigma.to(dtype)[t] if self.noise_aware else None,
         )
         width = self.element.out_features
         # Linear([element ; time]) splits by columns: time is projected once per crystal, not per atom
         by_element = self.element(self.descriptors) @ self.node.weight[:, :width].T + self.node.bias
-        by_time = time_embedding(layout.sort_crystals(t)).to(dtype) @ self.node.weight[:, width:].T
-        x = by_element[layout.sort_atoms(atomic_numbers)] + layout.expand(by_time)
+        by_time = time_embedding(t).to(dtype) @ self.node.weight[:, width:].T
+        x = by_element[atomic_numbers] + layout.expand(by_time)
         for block in self.blocks:
             x = block(x, edges, layout)
         return x

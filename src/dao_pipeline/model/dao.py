@@ -1,4 +1,4 @@
-"""DAO-P and DAO-G: Crysformer with its noise schedule, the unit of its lattices and the scale of its energies."""
+"""DAO-P and DAO-G: Crysformer with its generative process, the unit of its lattices and of its energies."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 
 from dao_pipeline.config import Backbone, Process
 from dao_pipeline.crystals.table import file_hash, replacing, write_text
+from dao_pipeline.crystals.volume import fit_element_volumes
 from dao_pipeline.errors import UserError
 from dao_pipeline.model.crysformer import Crysformer, Noise, Output
 from dao_pipeline.model.layout import Layout
-from dao_pipeline.process.schedule import Schedule
+from dao_pipeline.process.diffusion import Diffusion
+from dao_pipeline.process.flow import Flow
+from dao_pipeline.process.prior import LatticePrior, fit_lattice_prior
 
 PRESETS: dict[str, dict[str, int]] = {
     "tiny": {"layers": 4, "width": 96, "heads": 4, "frequencies": 32},
@@ -61,27 +65,45 @@ class DaoModel(nn.Module):
 
     ``element_volumes`` (101,), angstrom^3, is fitted on the training crystals; lattices are divided by the
     edge of a cube with the volume expected of the composition (process.lattice_scale) before they meet noise.
+    ``schedule``: the generative process. ``prior``: where a flow starts, fitted there too (``fitted``).
     """
 
     element_volumes: Tensor
+    schedule: Diffusion | Flow
 
-    def __init__(self, about: About, element_volumes: np.ndarray | Tensor) -> None:
+    def __init__(
+        self, about: About, element_volumes: np.ndarray | Tensor, prior: LatticePrior | None = None
+    ) -> None:
         super().__init__()
         self.about = about
         backbone, self.process = Backbone(**about.backbone), Process(**about.process)
-        schedule = Schedule(self.process)
+        schedule: Diffusion | Flow
+        if self.process.kind == "flow":
+            schedule = Flow(self.process, prior)
+            noise = Noise(schedule.sigma)
+        else:
+            schedule = Diffusion(self.process)
+            noise = Noise(schedule.sigma, schedule.alpha_bar)
         self.crysformer = Crysformer(
             **backbone_sizes(backbone),
             joint=backbone.edge_norm == "joint",
             distances=backbone.distances,
-            noise=Noise(schedule.sigma, schedule.alpha_bar) if backbone.noise_aware else None,
+            noise=noise if backbone.noise_aware else None,
+            lattice_output="symmetric" if self.process.kind == "flow" else None,
             energy_head=about.kind == "dao_p",
         )
         self.schedule = schedule
         self.register_buffer("element_volumes", torch.as_tensor(element_volumes, dtype=torch.float32).clone())
 
+    @classmethod
+    def fitted(cls, about: About, crystals: pa.Table) -> DaoModel:
+        """A new model with volumes of elements and, for a flow, a prior of lattices fitted on a crystal table."""
+        volumes = fit_element_volumes(crystals)
+        prior = fit_lattice_prior(crystals, volumes) if about.process.get("kind") == "flow" else None
+        return cls(about, volumes, prior)
+
     def edge(self, atomic_numbers: Tensor, layout: Layout) -> Tensor:
-        """Unit of the diffusing lattices, (B, 1, 1) in angstrom, in the caller's order of crystals."""
+        """Unit of the process's lattices, (B, 1, 1) in angstrom, in the caller's order of crystals."""
         if self.process.lattice_scale == "none":
             return torch.ones(layout.num_crystals, 1, 1, device=atomic_numbers.device, dtype=self.dtype)
         volumes = layout.sort_atoms(self.element_volumes.to(self.dtype)[atomic_numbers])

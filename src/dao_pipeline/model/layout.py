@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+CPU_PART_ATOMS = 768
+"""Atoms that go through the network together on a CPU: few enough for the caches, enough for matrix products."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -62,6 +65,33 @@ class Layout:
             crystal_order=crystal_order,
             atom_order=atom_order,
         )
+
+    def parts(self, atoms: int) -> list[Layout]:
+        """Layouts of consecutive crystals in sorted order, of at most ``atoms`` atoms each (at least one crystal).
+
+        What they split, in sorted order, lies in a row: values of one part are a slice.
+        """
+        groups: list[list[tuple[int, int]]] = [[]]
+        room = atoms
+        for size, count in self.classes:
+            while count:
+                take = min(count, max(room // size, 0 if groups[-1] else 1))
+                if take:
+                    groups[-1].append((size, take))
+                    count, room = count - take, room - take * size
+                if count:
+                    groups.append([])
+                    room = atoms
+        return [self] if len(groups) == 1 else [Layout.of_classes(classes, self.ptr.device) for classes in groups]
+
+    @classmethod
+    def of_classes(cls, classes: Sequence[tuple[int, int]], device: torch.device) -> Layout:
+        """The layout of sorted crystals, from (atoms per crystal, crystals) of each size class."""
+        sizes, counts = torch.tensor(classes, device=device).unbind(1)
+        each = sizes.repeat_interleave(counts)
+        ptr = torch.cat([each.new_zeros(1), each.cumsum(0)])
+        crystal = torch.arange(len(each), device=device).repeat_interleave(each)
+        return cls(ptr=ptr, crystal=crystal, classes=tuple(classes))
 
     @property
     def num_crystals(self) -> int:

@@ -1,1 +1,1 @@
-"""The noise: lattice diffusion, wrapped normal, samplers and guidance."""
+"""What takes crystals to noise and back: diffusion and flow matching, their samplers and guidance."""

@@ -1,4 +1,4 @@
-"""Predictor-corrector sampling of lattice and coordinates, optionally guided by DAO-P (paper 2.3, 5)."""
+"""Predictor-corrector sampling of the diffusion, optionally guided by DAO-P (paper 2.3, 5)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dao_pipeline.model.layout import Layout
-from dao_pipeline.process.schedule import Schedule, reverse_times
+from dao_pipeline.process.diffusion import Diffusion
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(F (N, 3), L (B, 3, 3), t (B,)) -> (eps_F (N, 3), eps_L (B, 3, 3))."""
+"""(F (N, 3), L (B, 3, 3), t (B,)) -> the network's outputs for coordinates (N, 3) and lattice (B, 3, 3)."""
 
 EnergyGradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(F, L, t) -> gradients of the summed energy with respect to F (N, 3) and L (B, 3, 3)."""
@@ -28,7 +28,7 @@ lattices far from anything the network knows. It is never active near the end.
 
 
 class Sampled(NamedTuple):
-    """frac_coords: (N, 3) in [0, 1). lattice: (B, 3, 3), diffusing unit."""
+    """frac_coords: (N, 3) in [0, 1). lattice: (B, 3, 3), in the unit of the process."""
 
     frac_coords: Tensor
     lattice: Tensor
@@ -37,7 +37,7 @@ class Sampled(NamedTuple):
 def sample(
     denoise: Denoiser,
     layout: Layout,
-    schedule: Schedule,
+    schedule: Diffusion,
     *,
     steps: int,
     generator: torch.Generator,
@@ -99,3 +99,8 @@ def _bound(lattice: Tensor) -> Tensor:
     """Shrink lattices whose root mean square vector length exceeds the bound; rotations commute with it."""
     size = (lattice.square().sum((1, 2), keepdim=True) / 3).sqrt()
     return lattice * (LARGEST_LATTICE / size).clamp(max=1.0)
+
+
+def reverse_times(timesteps: int, steps: int) -> list[int]:
+    """``steps`` + 1 noise levels from T down to 0, evenly spaced; every level if steps == timesteps."""
+    return [round(timesteps * (1 - i / steps)) for i in range(steps + 1)]

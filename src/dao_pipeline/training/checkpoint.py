@@ -1,13 +1,15 @@
 """What a training run needs to continue: weights, their average, Adam's moments, step and curve.
 
 One safetensors file, written to a temporary name and renamed; nothing is unpickled when it is read. The one
-before is kept, and used when the newest cannot be read.
+before is kept, and used when the newest cannot be read. The averaged weights of the best validation have a file
+of their own, which says itself of which step they are and how good.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,24 @@ from dao_pipeline.model.dao import DaoModel
 
 _log = logging.getLogger("dao_pipeline")
 
-NAME, PREVIOUS = "checkpoint.safetensors", "previous.safetensors"
+NAME, PREVIOUS, BEST = "checkpoint.safetensors", "previous.safetensors", "best.safetensors"
+_UNREADABLE = (SafetensorError, OSError, KeyError, RuntimeError, ValueError, TypeError)
 
 
 class State:
-    """A training run at one moment. ``average`` is the exponential moving average of the weights."""
+    """A training run at one moment. ``average`` is the exponential moving average of the weights.
+
+    skipped: steps without an update. halvings: how often memory ran out, and the chunks were halved.
+    best_step, best_loss: the validation with the smallest loss so far; step 0 if there was none.
+    kept_step: step of the weights that the training ended with.
+    """
 
     def __init__(self, model: DaoModel, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
         self.weights: dict[str, Tensor] = dict(model.crysformer.named_parameters())
         self.average = {name: value.detach().clone() for name, value in self.weights.items()}
-        self.step = 0
-        self.skipped = 0
+        self.step = self.skipped = self.halvings = 0
+        self.best_step, self.best_loss, self.kept_step = 0, math.inf, 0
         self.records: list[dict[str, Any]] = []
 
     def update_average(self, decay: float) -> None:
@@ -71,10 +79,10 @@ class State:
 
 def save_checkpoint(state: State, work: Path, identity: str) -> None:
     """Write the state to ``work``, keeping the checkpoint before it."""
-    note = {"identity": identity, "step": state.step, "skipped": state.skipped, "records": state.records}
+    note = {"identity": identity, "step": state.step, "skipped": state.skipped, "halvings": state.halvings}
     path = work / NAME
     with replacing(path) as temporary:
-        save_file(state.tensors(), temporary, metadata={"state": json.dumps(note)})
+        save_file(state.tensors(), temporary, metadata={"state": json.dumps({**note, "records": state.records})})
         if path.exists():
             path.replace(work / PREVIOUS)
 
@@ -82,18 +90,55 @@ def save_checkpoint(state: State, work: Path, identity: str) -> None:
 def load_checkpoint(state: State, work: Path, identity: str) -> bool:
     """Continue from ``work`` if it holds a sound checkpoint of the same run; says in the log why not."""
     for path in (work / NAME, work / PREVIOUS):
-        if not path.exists():
+        if (found := _read(path, identity, "trying the one before it")) is None:
             continue
+        note, tensors = found
         try:
-            with safe_open(path, framework="pt") as file:
-                note = json.loads(file.metadata()["state"])
-                if note["identity"] != identity:
-                    _log.info("%s belongs to a run with other settings or data; not used", path)
-                    continue
-                state.restore({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-            _log.warning("%s cannot be read (%s); trying the one before it", path, error)
+            state.restore(tensors)
+        except (KeyError, RuntimeError) as error:
+            _log.warning("%s is not of this model (%s); trying the one before it", path, error)
             continue
-        state.step, state.skipped, state.records = note["step"], note["skipped"], note["records"]
+        state.step, state.skipped, state.halvings = note["step"], note["skipped"], note["halvings"]
+        state.records = note["records"]
+        _load_best_note(state, work, identity)
         return True
     return False
+
+
+def save_best(state: State, work: Path, identity: str) -> None:
+    """Write the averaged weights, which are the best so far."""
+    note = {"identity": identity, "step": state.best_step, "loss": state.best_loss}
+    with replacing(work / BEST) as temporary:
+        tensors = {name: value.contiguous().cpu() for name, value in state.average.items()}
+        save_file(tensors, temporary, metadata={"state": json.dumps(note)})
+
+
+def restore_best(state: State, work: Path, identity: str) -> bool:
+    """Take over the best averaged weights, in place of the last; False if there was no validation."""
+    if (found := _read(work / BEST, identity, "keeping the last weights")) is None:
+        return False
+    with torch.no_grad():
+        for name, value in state.average.items():
+            value.copy_(found[1][name])
+    return True
+
+
+def _load_best_note(state: State, work: Path, identity: str) -> None:
+    if (found := _read(work / BEST, identity, "the best validation is sought anew")) is not None:
+        state.best_step, state.best_loss = found[0]["step"], found[0]["loss"]
+
+
+def _read(path: Path, identity: str, otherwise: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Note and tensors of a file, or None, said in the log: not there, not whole, or of another run."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            note = json.loads(file.metadata()["state"])
+            if note["identity"] != identity:
+                _log.info("%s belongs to a run with other settings or data; not used", path)
+                return None
+            return note, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except _UNREADABLE as error:
+        _log.warning("%s cannot be read (%s); %s", path, error, otherwise)
+        return None

@@ -11,7 +11,6 @@ import torch
 
 from dao_pipeline.config import Campaign
 from dao_pipeline.crystals.table import read_table
-from dao_pipeline.crystals.volume import fit_element_volumes
 from dao_pipeline.energy.objective import EnergyObjective
 from dao_pipeline.errors import UserError
 from dao_pipeline.model.dao import About, DaoModel
@@ -48,7 +47,7 @@ def train_energy_model(campaign: Campaign, crysdb: Path, out: Path, work: Path) 
         energy_std=float(np.std(energies)) + 1e-5,
     )
     torch.manual_seed(stage_seed(campaign.seed, STAGE))
-    model = DaoModel(about, fit_element_volumes(crystals))
+    model = DaoModel.fitted(about, crystals)
     train_to_directory(
         model,
         EnergyObjective(settings),

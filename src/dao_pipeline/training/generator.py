@@ -10,10 +10,9 @@ import torch
 
 from dao_pipeline.config import Campaign, expand_path
 from dao_pipeline.crystals.table import read_table, require_crystals
-from dao_pipeline.crystals.volume import fit_element_volumes
 from dao_pipeline.errors import UserError
 from dao_pipeline.model.dao import About, DaoModel, load_model
-from dao_pipeline.process.objective import generator_objective
+from dao_pipeline.process.objective import GeneratorObjective
 from dao_pipeline.seeds import stage_seed
 from dao_pipeline.training.run import train_to_directory
 
@@ -40,7 +39,7 @@ def pretrain_generator(
             process=campaign.process.model_dump(mode="json"),
         )
         torch.manual_seed(stage_seed(campaign.seed, name))
-        model = DaoModel(about, fit_element_volumes(crystals))
+        model = DaoModel.fitted(about, crystals)
         settings, inputs = campaign.pretrain.stage1, {"train": source}
     else:
         if relaxed is None or init is None:
@@ -50,7 +49,7 @@ def pretrain_generator(
         settings, inputs = campaign.pretrain.stage2, {"relaxed": relaxed, "init": init / "model.safetensors"}
     train_to_directory(
         model,
-        generator_objective,
+        GeneratorObjective(),
         crystals,
         read_table(val_file),
         settings,
@@ -80,7 +79,7 @@ def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, 
         )
     train_to_directory(
         _generator(init),
-        generator_objective,
+        GeneratorObjective(),
         crystals,
         stable(read_table(crysdb / "val.parquet"), campaign.crysdb.stable_threshold),
         settings.training,

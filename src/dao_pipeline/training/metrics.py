@@ -18,14 +18,22 @@ METRICS = pa.schema(
             "loss_energy",
             "energy_mae",
             "learning_rate",
+            "grad_norm",
+            "skipped",
+            "chunk_atoms",
             "crystals_per_second",
             "atoms_per_second",
             "memory_mb",
+            "gpu_memory_mb",
             "seconds",
         )
     ]
 )
-"""Columns of metrics.parquet: losses are means since the record before; energy_mae is in the label's unit."""
+"""Columns of metrics.parquet: losses are means since the record before; energy_mae is in the label's unit.
+
+grad_norm: mean norm before clipping. skipped: steps without an update so far. chunk_atoms: atoms that a process
+computes at once. Crystals and atoms per second are of all processes together, memory that of the largest.
+"""
 
 
 def metrics_table(stage: str, records: Sequence[dict[str, Any]]) -> pa.Table:

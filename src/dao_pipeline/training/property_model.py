@@ -24,6 +24,7 @@ from dao_pipeline.errors import UserError
 from dao_pipeline.model.dao import DaoModel
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.seeds import stage_seed
+from dao_pipeline.training.distributed import environment_rank
 from dao_pipeline.training.run import train_to_directory
 
 STAGE = "finetune_property"
@@ -33,16 +34,29 @@ LIMITS = CrysDB(max_atoms=200)
 _log = logging.getLogger("dao_pipeline")
 
 
-def property_objective(model: DaoModel, batch: Data, generator: torch.Generator) -> dict[str, Tensor]:
-    """L1 of clean crystals (t = 0): ``loss`` in standard deviations, ``energy_mae`` in the label's unit.
+class PropertyObjective:
+    """L1 of clean crystals (t = 0): ``loss_energy`` in standard deviations, ``energy_mae`` in the label's unit.
 
     With ``property.log`` that unit is the logarithm's, so ``energy_mae`` is a mean relative error.
     """
-    t = torch.zeros(len(batch.lattice), dtype=torch.int64, device=batch.lattice.device)
-    layout = Layout.from_ptr(batch.ptr)
-    value = model.energy(batch.atomic_numbers, batch.frac_coords, batch.lattice, t, layout)
-    mae = (value - batch.energy).abs().mean()
-    return {"loss": mae / model.about.energy_std, "energy_mae": mae}
+
+    def draw(self, model: DaoModel, batch: Data, generator: torch.Generator) -> Data:
+        """Nothing random: crystals as they are, at t = 0."""
+        drawn = batch.clone()
+        drawn.t = torch.zeros(len(batch.lattice), dtype=torch.int64, device=batch.lattice.device)
+        return drawn
+
+    def weights(self, batch: Data) -> dict[str, Tensor]:
+        """Crystals."""
+        crystals = torch.ones_like(batch.energy).sum()
+        return {"loss_energy": crystals, "energy_mae": crystals}
+
+    def sums(self, model: DaoModel, batch: Data) -> dict[str, Tensor]:
+        """Absolute errors, summed over the crystals of ``batch``."""
+        layout = Layout.from_ptr(batch.ptr)
+        value = model.energy(batch.atomic_numbers, batch.frac_coords, batch.lattice, batch.t, layout)
+        error = (value.to(batch.energy.dtype) - batch.energy).abs().sum()
+        return {"loss_energy": error / model.about.energy_std, "energy_mae": error}
 
 
 def finetune_property(campaign: Campaign, model: Path, out: Path, work: Path) -> None:
@@ -66,7 +80,8 @@ def finetune_property(campaign: Campaign, model: Path, out: Path, work: Path) ->
     table = learnable(table, target, source, ledger)
     rejected = ledger.rows(STAGE)
     about = provenance(STAGE, campaign=campaign.name, settings=settings.model_dump(mode="json"), inputs=inputs)
-    write_rejected(rejected, out / "rejected.parquet", about)
+    if environment_rank() == 0:
+        write_rejected(rejected, out / "rejected.parquet", about)
     _log.info("%s: %d of %d rows rejected", STAGE, len(rejected), len(ledger.ids))
     train, val = (table.filter(pa.array(sides[ledger.alive] == side)) for side in ("train", "val"))
     if train.num_rows == 0:
@@ -87,7 +102,7 @@ def finetune_property(campaign: Campaign, model: Path, out: Path, work: Path) ->
     reset_energy_head(start)
     train_to_directory(
         start.train(),
-        property_objective,
+        PropertyObjective(),
         train,
         val,
         settings.training,

@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +15,13 @@ import pyarrow as pa
 from dao_pipeline.config import Campaign, Training
 from dao_pipeline.crystals.dataset import CrystalDataset
 from dao_pipeline.crystals.table import file_hash, provenance, write_table
-from dao_pipeline.device import pick_device
 from dao_pipeline.model.dao import DaoModel, save_model
 from dao_pipeline.seeds import stage_seed
-from dao_pipeline.training.loop import Objective, train
+from dao_pipeline.training.checkpoint import State
+from dao_pipeline.training.distributed import join_processes
+from dao_pipeline.training.loop import train
 from dao_pipeline.training.metrics import metrics_table
+from dao_pipeline.training.objective import Objective
 
 
 def train_to_directory(
@@ -36,7 +39,8 @@ def train_to_directory(
 ) -> None:
     """Train ``model`` on a table and write model.safetensors, config.json and metrics.parquet to ``out``.
 
-    The work directory holds the checkpoint while the run lasts and is removed when ``out`` is complete.
+    The work directory holds the checkpoint while the run lasts and is removed when ``out`` is complete. If this is
+    one of several processes, the first one writes.
     """
     hashes = {name: file_hash(path) for name, path in inputs.items()}
     seed = stage_seed(campaign.seed, stage)
@@ -44,18 +48,22 @@ def train_to_directory(
     note |= {"about": {**model.about.__dict__, "history": None}}
     identity = hashlib.sha256(json.dumps(note, sort_keys=True, default=str).encode()).hexdigest()[:16]
     label = model.about.energy_label
-    device = pick_device()
-    records = train(
-        model.to(device),
-        objective,
-        CrystalDataset(crystals, label),
-        CrystalDataset(validation, label) if validation.num_rows else None,
-        settings,
-        work=work,
-        identity=identity,
-        seed=seed,
-        label=stage,
-    )
+    with join_processes() as processes:
+        state = train(
+            model.to(processes.device),
+            objective,
+            CrystalDataset(crystals, label),
+            CrystalDataset(validation, label) if validation.num_rows else None,
+            settings,
+            work=work,
+            identity=identity,
+            seed=seed,
+            label=stage,
+            processes=processes,
+            chunk_atoms=campaign.compute.training.chunk_atoms,
+        )
+    if not processes.first:
+        return
     seen = np.unique(crystals["atomic_numbers"].combine_chunks().values.to_numpy()).tolist()
     history = [
         *model.about.history,
@@ -66,12 +74,24 @@ def train_to_directory(
             "steps": settings.steps,
             "seed": seed,
             "inputs": hashes,
+            **_validated(state),
         },
     ]
     model.about = replace(model.about, elements=sorted({*model.about.elements, *seen}), history=history)
     about = provenance(
         stage, campaign=campaign.name, settings=settings.model_dump(mode="json"), inputs=inputs, seed=seed
     )
-    write_table(metrics_table(stage, records), out / "metrics.parquet", about)
+    write_table(metrics_table(stage, state.records), out / "metrics.parquet", about)
     save_model(model, out)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _validated(state: State) -> dict[str, Any]:
+    """Which weights the model directory holds, and how good they and the best were in validation."""
+    losses = {r["step"]: r["loss"] for r in state.records if r["split"] == "val"}
+    if not state.best_step:
+        return {}
+    return {
+        "kept": {"step": state.kept_step, "val_loss": losses.get(state.kept_step)},
+        "best": {"step": state.best_step, "val_loss": state.best_loss},
+    }

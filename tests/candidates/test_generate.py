@@ -1,0 +1,188 @@
+"""Candidates from trained models of both processes: crystals, provenance, and models that do not fit together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+
+from dao_pipeline.campaign_files import parse_campaign
+from dao_pipeline.candidates.compositions import Requested
+from dao_pipeline.candidates.generate import generate_candidates, generate_rows
+from dao_pipeline.candidates.plan import plan_table
+from dao_pipeline.config import Backbone, Generate, Process, Training
+from dao_pipeline.crystals.dataset import CrystalDataset
+from dao_pipeline.crystals.flat import flatten
+from dao_pipeline.crystals.geometry import cell_parameters, shortest_distances, volumes
+from dao_pipeline.crystals.table import read_about, read_table, write_table
+from dao_pipeline.errors import UserError
+from dao_pipeline.model.crysformer import Crysformer, Output
+from dao_pipeline.model.dao import About, DaoModel, load_model, save_model
+from dao_pipeline.process.objective import GeneratorObjective
+from dao_pipeline.sources.embedded import load
+from dao_pipeline.training.loop import train
+
+BACKBONE = Backbone(preset="tiny", layers=2, width=32, heads=4, frequencies=8)
+TRAINING = Training(
+    steps=150, batch_atoms=128, learning_rate=4e-3, warmup_steps=10, ema_decay=0.9, checkpoint_every=1000
+)
+KINDS = ("diffusion", "flow")
+ROCK_SALT = 8
+
+
+def rock_salts() -> pa.Table:
+    """Some embedded crystals of two atoms and the structure of NaCl."""
+    table = load()
+    chosen = pc.and_(
+        pc.and_(pc.equal(table["spacegroup"], 225), pc.equal(table["num_atoms"], 2)),
+        pc.is_null(table["precursor_of"]),
+    )
+    return table.filter(chosen).slice(0, ROCK_SALT)
+
+
+def new_model(kind: str, process: str, table: pa.Table, **more: Any) -> DaoModel:
+    torch.manual_seed(0)
+    settings = Process(kind=process, **more)  # type: ignore[arg-type]
+    about = About(
+        kind=kind,
+        backbone=BACKBONE.model_dump(),
+        process=settings.model_dump(),
+        energy_label="e_above_hull",
+        energy_mean=0.05,
+        energy_std=0.05,
+    )
+    return DaoModel.fitted(about, table)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models of both processes and a plan; the generator of the flow is trained for a moment."""
+    folder = tmp_path_factory.mktemp("models")
+    table = rock_salts()
+    for process in KINDS:
+        save_model(new_model("dao_p", process, table), folder / f"p-{process}")
+    save_model(new_model("dao_g", "diffusion", table), folder / "g-diffusion")
+    flow = new_model("dao_g", "flow", table)
+    trained = train(
+        flow,
+        GeneratorObjective(),
+        CrystalDataset(pa.concat_tables([table] * (64 // len(table)))),
+        None,
+        TRAINING,
+        work=folder / "training",
+        identity="x",
+        seed=0,
+        label="test",
+    )
+    save_model(flow, folder / "g-flow")
+    np.save(folder / "loss.npy", np.array([record["loss"] for record in trained.records], dtype=float))
+    asked = [Requested(r["formula"], r["formula"], r["atomic_numbers"], r["id"]) for r in table.to_pylist()]
+    write_table(plan_table(asked, 4, 100), folder / "plan.parquet", {})
+    return folder
+
+
+def test_training_lowers_the_loss(folder: Path) -> None:
+    losses = np.load(folder / "loss.npy")
+    assert losses[-20:].mean() < 0.7 * losses[:5].mean()
+
+
+def generate(folder: Path, process: str, energy: str | None = None, out: str = "out", **settings: Any) -> pa.Table:
+    values = {"name": "test", "process": {"kind": process}, "generate": {"guidance_scale": 0} | settings}
+    generate_candidates(
+        parse_campaign(values, "test"),
+        folder / "plan.parquet",
+        folder / f"g-{process}",
+        folder / f"p-{energy or process}",
+        0,
+        folder / f"{out}.parquet",
+        folder / "work",
+    )
+    return read_table(folder / f"{out}.parquet")
+
+
+@pytest.mark.parametrize("settings", [{"steps": 50}, {"steps": 25, "method": "midpoint", "annealing": 3.0}])
+def test_a_flow_finds_what_it_was_trained_on(folder: Path, settings: dict[str, Any]) -> None:
+    found = generate(folder, "flow", **settings)
+    assert set(found["status"].to_pylist()) == {"ok"}
+    known = dict(zip(rock_salts()["formula"].to_pylist(), volumes(flatten(rock_salts()).lattice), strict=True))
+    flat = flatten(found)
+    ratio = volumes(flat.lattice) / np.array([known[formula] for formula in found["formula"].to_pylist()])
+    assert ((ratio > 0.5) & (ratio < 2)).all()
+    assert (shortest_distances(flat) > 1.0).mean() > 0.9
+    # rhombohedral cells of 60 degrees, and atoms half a cell apart
+    assert np.median(np.abs(cell_parameters(flat.lattice)[:, 3:] - 60)) < 12
+    apart = (flat.frac[1::2] - flat.frac[::2]) % 1.0
+    assert np.median(np.abs(apart - 0.5)) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("process", "settings", "method", "calls"),
+    [
+        ("diffusion", {"steps": 10}, "predictor-corrector", 20),
+        ("diffusion", {"steps": 10, "corrector": False}, "predictor", 10),
+        ("flow", {"steps": 10}, "euler", 10),
+        ("flow", {"steps": 10, "method": "midpoint"}, "midpoint", 20),
+        ("flow", {}, "euler", 50),
+    ],
+)
+def test_provenance_counts_network_calls(
+    folder: Path,
+    process: str,
+    settings: dict[str, Any],
+    method: str,
+    calls: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted: list[int] = []
+    forward = Crysformer.forward
+
+    def counting(*arguments: Any) -> Output:
+        counted.append(1)
+        return forward(*arguments)
+
+    monkeypatch.setattr(Crysformer, "forward", counting)
+    generate(folder, process, **settings)
+    about = read_about(folder / "out.parquet")
+    assert len(counted) == about["sampling"]["network_calls"] == calls
+    assert about["sampling"] | {"process": process, "method": method} == about["sampling"]
+
+
+@pytest.mark.parametrize("process", KINDS)
+def test_guidance_by_dao_p(folder: Path, process: str) -> None:
+    """At scale 0 DAO-P is not even asked; above, crystals change and stay crystals."""
+    rows = read_table(folder / "plan.parquet")
+    dao_g, dao_p = load_model(folder / f"g-{process}"), load_model(folder / f"p-{process}")
+
+    def lattices(energy: DaoModel | None, scale: float) -> np.ndarray:
+        settings = Generate(steps=20, guidance_scale=scale)
+        return flatten(generate_rows(rows, dao_g, energy, settings, seed=1)).lattice
+
+    plain = lattices(None, 0.0)
+    assert np.array_equal(lattices(dao_p, 0.0), plain)
+    guided = lattices(dao_p, 2.0)
+    assert np.isfinite(guided).all()
+    assert not np.allclose(guided, plain)
+
+
+def test_models_of_two_processes_do_not_guide_each_other(folder: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"p-diffusion cannot guide .*g-flow: .*process.kind = diffusion, DAO-G with flow"
+    ):
+        generate(folder, "flow", energy="diffusion", guidance_scale=1.0)
+    generate(folder, "flow", energy="diffusion", steps=10)  # unguided: DAO-P does not matter
+
+
+def test_settings_of_the_other_process_are_refused(folder: Path) -> None:
+    """The campaign agrees with itself, but names models of the other process."""
+    campaign = parse_campaign({"name": "test", "generate": {"corrector": True, "guidance_scale": 0}}, "test")
+    with pytest.raises(
+        UserError, match=r"g-flow: generate.corrector \(True\) has no meaning for process.kind: flow"
+    ):
+        generate_candidates(
+            campaign, folder / "plan.parquet", folder / "g-flow", folder / "p-flow", 0, folder / "x", folder / "w"
+        )
