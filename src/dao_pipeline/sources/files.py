@@ -155,7 +155,9 @@ class _Reader:
             Batch(records[i : i + _BATCH], source, columns=self.columns, **settings)  # type: ignore[arg-type]
             for i in range(0, len(records), _BATCH)
         )
-        done = list(self.pool.map(batches) if many else map(parse_batch, batches))
+        # JSON is decoded as it is read: handing the result to a worker costs more than parsing it
+        spread = many and records[0].kind != "json"
+        done = list(self.pool.map(batches) if spread else map(parse_batch, batches))
         imported = Imported(
             pa.concat_tables([part.table for part in done], promote_options="default").combine_chunks(),
             [row for part in done for row in part.rejected],
