@@ -95,9 +95,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         sets = [("Parquet", n, 1) for n in options.parquet]
-        sets += [
-            (kind, n, t) for kind in ("CSV with CIF", "JSON") for n in options.text for t in (1, options.threads)
-        ]
+        sets += [("CSV with CIF", n, t) for n in options.text for t in (1, options.threads)]
+        sets += [("JSON", n, 1) for n in options.text]
         for kind, count, threads in sets:
             path = (
                 Path(folder)

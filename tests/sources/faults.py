@@ -190,7 +190,7 @@ FAULTS = [
 
 def run(fault: Fault, folder: Path) -> Outcome:
     """Download from a server with the fault, again after an early end, and count."""
-    small_pages = mock.patch("dao_pipeline.sources.materials_project._PAGE", 20)
+    small_pages = mock.patch("dao_pipeline.sources.mp_client._PAGE", 20)
     with running(many(COUNT)) as server, mock.patch.dict(os.environ, {"MP_API_KEY": KEY}), small_pages:
         return _run(fault, folder, server)
 

@@ -23,7 +23,7 @@ from dao_pipeline.crystals.table import read_about, read_table
 from dao_pipeline.errors import UserError
 from dao_pipeline.sources.download import download
 from dao_pipeline.sources.keys import materials_project_key
-from dao_pipeline.sources.materials_project import subsystems
+from dao_pipeline.sources.mp_client import subsystems
 from dao_pipeline.sources.mp_documents import first_year
 from tests.sources.faults import COUNT, FAULTS, Fault, run
 from tests.sources.mp_server import KEY, VERSION, Materials, Server, many, running, small_set

@@ -151,10 +151,10 @@ def _seconds_until(date: str) -> float:
     return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds() if date else 0.0
 
 
-def open_session(network: Network, secret: str = "") -> tuple[requests.Session, PatientAdapter]:
+def open_session(network: Network, secret: str = "") -> requests.Session:
     """A session that sends everything through one PatientAdapter."""
     session, adapter = requests.Session(), PatientAdapter(network, secret)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     session.headers["user-agent"] = f"dao-pipeline/{__version__}"
-    return session, adapter
+    return session
