@@ -29,6 +29,13 @@ def crystals(tmp_path: Path) -> dict[str, Any]:
     return {"source": "file", "path": str(raw_file(tmp_path / "set.parquet", [binary(i) for i in range(3)]))}
 
 
+def no_key(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """A user without a key of the Materials Project."""
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("MP_API_KEY", "PMG_MAPI_KEY", "MAPI_KEY", "PMG_CONFIG_FILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def problems(*paths: Path) -> list[str]:
     with pytest.raises(UserError) as caught:
         check_campaigns(paths)
@@ -48,7 +55,7 @@ def test_all_problems_of_all_files_at_once(
     tmp_path: Path, crystals: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NOT_SET", raising=False)
-    monkeypatch.delenv("MP_API_KEY", raising=False)
+    no_key(monkeypatch, tmp_path)
     files = [
         write(tmp_path / "unknown.yaml", traning={}),
         write(tmp_path / "element.yaml", data=crystals, generate={"compositions": [{"formula": "UF6"}]}),
@@ -75,7 +82,7 @@ def test_all_problems_of_all_files_at_once(
         "exclude": "crysdb.exclude[0] = nowhere.parquet: nowhere.parquet does not exist",
         "twin2": "name = element: ",
         "qe": "qe.command = mpirun-of-nowhere -np 2 pw.x: mpirun-of-nowhere",
-        "mp": "MP_API_KEY is not set",
+        "mp": "data.source = materials_project: there is no key; set the environment variable MP_API_KEY",
     }
     assert set(found) == {str(tmp_path / f"{name}.yaml") for name in expected}
     for name, text in expected.items():
@@ -131,6 +138,63 @@ def test_materials_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     first, second = problems(path)
     assert "data.materials_project.elements = Qq: no such element" in first
     assert "no system of data.materials_project.chemical_systems contains Na" in second
+
+
+def test_a_finished_download_needs_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_key(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "a.yaml", data={"source": "materials_project"})
+    assert "there is no key" in problems(path)[0]
+    done = tmp_path / "work" / "a" / "download" / "materials_project-0" / "checksums.json"
+    done.parent.mkdir(parents=True)
+    done.touch()
+    check_campaigns([path])
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("api.materialsproject.org", "no address of a server"),
+        ("ftp://x.org/", "no address of a server"),
+        ("https://:99999/", "no address of a server"),
+        ("https://me:secret@x.org/", "holds a user or password"),
+        ("http://x.org/", "the key would travel unencrypted"),
+        ("http://127.0.0.1:8000/", ""),
+        ("https://x.org/api", ""),
+    ],
+)
+def test_addresses_of_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, problem: str) -> None:
+    monkeypatch.setenv("MP_API_KEY", "k" * 32)
+    query = {"endpoint": address}
+    path = write(tmp_path / "a.yaml", data={"source": "materials_project", "materials_project": query})
+    if problem:
+        (line,) = problems(path)
+        assert problem in line
+        assert "secret" not in line
+    else:
+        check_campaigns([path])
+
+
+def test_optimade(tmp_path: Path) -> None:
+    def asked(url: str | None) -> Path:
+        return write(tmp_path / "a.yaml", data={"source": "optimade", "optimade": {"url": url}})
+
+    for good in ("oqmd", "http://example.org/optimade"):
+        check_campaigns([asked(good)])
+    assert "neither an address (https://...) nor one of the names oqmd" in problems(asked("oqdm"))[0]
+    assert "no address of a server" in problems(asked("https://"))[0]
+    assert "so name the server" in problems(asked(None))[0]
+
+
+def test_kinds_of_files(tmp_path: Path) -> None:
+    (tmp_path / "cifs").mkdir()
+    path = write(tmp_path / "a.yaml", data={"source": "file", "path": str(tmp_path / "cifs")})
+    assert "no file of crystals in this folder" in problems(path)[0]
+    (tmp_path / "cifs" / "a.cif").touch()
+    check_campaigns([path])
+    (tmp_path / "set.docx").touch()
+    path = write(tmp_path / "a.yaml", data={"source": "file", "path": str(tmp_path / "set.docx")})
+    assert "unknown kind of file" in problems(path)[0]
 
 
 def test_elements_of_a_csv(tmp_path: Path) -> None:

@@ -79,11 +79,19 @@ def _training_campaign(path: Path) -> Campaign:
 
 
 @command
-def download(config: ConfigFile, out: OutFile) -> None:
+def download(
+    config: ConfigFile,
+    out: OutFile,
+    work: Annotated[
+        Path | None,
+        typer.Option(help="where an interrupted run resumes [default: work/NAME/download]"),
+    ] = None,
+) -> None:
     """Fetch crystals from the campaign's source into one table; rejected.parquet goes beside it."""
     from dao_pipeline.sources.download import download as run
 
-    run(_campaign(config), out)
+    campaign = _campaign(config)
+    run(campaign, out, work or Path("work") / campaign.name / "download")
 
 
 @command

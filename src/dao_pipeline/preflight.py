@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,10 +22,12 @@ from dao_pipeline.crystals.formula import parse_formula
 from dao_pipeline.crystals.schema import CRYSTAL
 from dao_pipeline.crystals.table import read_about, require_crystals, table_files
 from dao_pipeline.errors import UserError
+from dao_pipeline.sources.keys import HOW_TO, materials_project_key
 
 Origin = str | Path
 """Where a campaign comes from; it is named in front of each problem."""
 
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _MODEL_FILES = ("config.json", "model.safetensors")
 _CSV_SUFFIXES = (".csv", ".tsv", ".txt")
 _STRUCTURE = ("atomic_numbers", "frac_coords", "lattice")
@@ -83,6 +86,9 @@ def _data(campaign: Campaign) -> Iterator[str]:
     if data.source == "materials_project":
         yield from _materials_project(campaign)
         return
+    if data.source == "optimade":
+        yield from _optimade(campaign)
+        return
     if data.source == "embedded":
         from dao_pipeline.sources.embedded import EMBEDDED_PATH
 
@@ -99,11 +105,22 @@ def _data(campaign: Campaign) -> Iterator[str]:
         yield f"{key}: {path} does not exist; correct the path."
         return
     try:
-        seen = elements_in(path)
+        seen = _elements_if_cheap(path)
     except UserError as error:
         yield f"{key}: {error}"
         return
-    yield from _unseen(campaign, seen, f"no crystal of {path.name} contains")
+    if seen is not None:
+        yield from _unseen(campaign, seen, f"no crystal of {path.name} contains")
+
+
+def _elements_if_cheap(path: Path) -> set[str] | None:
+    """Elements of a table; None for what must be parsed crystal by crystal, of which only the kind is checked."""
+    from dao_pipeline.sources.kinds import TABLES, crystal_files, suffix_of
+
+    kinds = {suffix_of(file) for file in crystal_files(path)}
+    if len(kinds) == 1 and kinds <= TABLES and not path.name.lower().endswith(".gz"):
+        return elements_in(path) if path.is_file() or kinds == {".parquet"} else None
+    return None
 
 
 def _reason(error: UserError) -> str:
@@ -122,17 +139,61 @@ def _unseen(campaign: Campaign, seen: set[str], what: str) -> Iterator[str]:
 
 def _materials_project(campaign: Campaign) -> Iterator[str]:
     query = campaign.data.materials_project
-    if not os.environ.get("MP_API_KEY"):
-        yield (
-            "data.source = materials_project: the environment variable MP_API_KEY is not set; put the key of your "
-            "Materials Project account there (it is never stored)."
-        )
+    try:
+        if not materials_project_key() and not _is_downloaded(campaign):
+            yield f"data.source = materials_project: there is no key; {HOW_TO}."
+    except UserError as error:
+        yield f"data.source = materials_project: {error}"
+    if query.endpoint is not None:
+        yield from _address("data.materials_project.endpoint", query.endpoint, with_key=True)
     named = sorted({symbol for system in query.chemical_systems or [] for symbol in system.split("-")})
-    for key, symbols in (("elements", query.elements or []), ("chemical_systems", named)):
+    asked = (
+        ("elements", query.elements or []),
+        ("exclude_elements", query.exclude_elements or []),
+        ("chemical_systems", named),
+    )
+    for key, symbols in asked:
         if wrong := [s for s in symbols if s not in ATOMIC_NUMBERS and s != "*"]:
             yield f"data.materials_project.{key} = {', '.join(wrong)}: no such element; correct the symbol."
     if named and "*" not in named:
         yield from _unseen(campaign, set(named), "no system of data.materials_project.chemical_systems contains")
+
+
+def _is_downloaded(campaign: Campaign) -> bool:
+    """Whether the crystals are there, so that nothing is asked of the network."""
+    work = Path("work", campaign.name, "download")
+    return Path("results", campaign.name, "raw", "crystals.parquet").exists() or any(work.glob("*/checksums.json"))
+
+
+def _optimade(campaign: Campaign) -> Iterator[str]:
+    from dao_pipeline.sources.kinds import OPTIMADE_NAMES
+
+    if find_spec("optimade") is None:
+        yield "data.source = optimade: needs the optimade package; pip install 'dao-pipeline[optimade]'."
+    url = campaign.data.optimade.url or ""
+    if url not in OPTIMADE_NAMES:
+        if "://" not in url:
+            yield (
+                f"data.optimade.url = {url}: neither an address (https://...) nor one of the names "
+                f"{', '.join(OPTIMADE_NAMES)}; correct it."
+            )
+        else:
+            yield from _address("data.optimade.url", url, with_key=False)
+
+
+def _address(key: str, text: str, with_key: bool) -> Iterator[str]:
+    """Problems of a server's address; a key must not travel in the clear, nor a password stand in a file."""
+    try:
+        parts = urlsplit(text)
+        host, sound = parts.hostname or "", parts.port is None or parts.port > 0
+    except ValueError:
+        host, sound = "", False
+    if not sound or not host or parts.scheme not in ("http", "https"):
+        yield f"{key} = {text}: no address of a server; write https://host/path."
+    elif parts.username or parts.password:
+        yield f"{key}: the address holds a user or password, which would be written into files; leave them out."
+    elif with_key and parts.scheme == "http" and host not in _LOOPBACK:
+        yield f"{key} = {text}: the key would travel unencrypted; use https."
 
 
 def _tables(campaign: Campaign) -> Iterator[str]:

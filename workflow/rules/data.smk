@@ -14,6 +14,7 @@ rule download:
         "logs/{campaign}/download.log",
     benchmark:
         "results/{campaign}/timings/download.tsv"
+    retries: 2
     conda:
         "../../envs/pipeline.yaml"
     threads: campaigns.threads("cpu")
@@ -22,10 +23,12 @@ rule download:
         runtime=campaigns.runtime("cpu"),
     params:
         config="results/{campaign}/config.yaml",
+        work="work/{campaign}/download",
         settings=campaigns.settings("download"),
         code=stage_code_hash("download"),
     shell:
-        "dao-pipeline download --config {params.config:q} --out {output.crystals:q} > {log:q} 2>&1"
+        "dao-pipeline download --config {params.config:q} --out {output.crystals:q} --work {params.work:q}"
+        " > {log:q} 2>&1"
 
 
 rule build_crysdb:

@@ -175,7 +175,7 @@ def read_about(path: Path) -> dict[str, Any]:
     """
     first = table_files(path)[0]
     try:
-        raw = (pq.read_schema(first).metadata or {}).get(_KEY, b"{}")
+        raw = (pq.read_metadata(first).metadata or {}).get(_KEY, b"{}")
         note: dict[str, Any] = json.loads(raw)
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise UserError(
@@ -223,7 +223,8 @@ def iter_tables(path: Path, rows: int = 10_000, columns: Sequence[str] | None = 
     """Stream a table in pieces of at most ``rows`` rows, in order: constant memory."""
     for file in table_files(path):
         read_about(file)
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=rows, columns=columns):
+        stored = pq.ParquetFile(file, pre_buffer=False)  # else what was read stays in memory to the end
+        for batch in stored.iter_batches(batch_size=rows, columns=columns):
             yield pa.Table.from_batches([batch])
 
 
@@ -236,3 +237,9 @@ def require_crystals(path: Path) -> None:
             f"{path}: columns {', '.join(missing)} are missing; this is no crystal table. "
             "Import foreign files with the download stage (data.source: file)."
         )
+
+
+def file_metadata(about: dict[str, Any], rows: int) -> dict[bytes, bytes]:
+    """What a file says about itself as Parquet metadata, for writers that know it only at the end."""
+    note = {"schema_version": SCHEMA_VERSION, "rows": rows, **about}
+    return {_KEY: json.dumps(note, default=str).encode()}

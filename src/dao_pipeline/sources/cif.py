@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field
+
+from dao_pipeline.crystals.elements import SYMBOLS
+from dao_pipeline.sources.plain_cif import parse_plain
 
 MAX_CHARACTERS = 2_000_000
 """Longer texts are no crystal structure; reading them would hold up everything else."""
@@ -31,16 +35,27 @@ def parse_cif(text: str | None) -> Parsed:
     Reasons: ``no_cif``, ``bad_cif`` (with what is wrong), ``disordered``, ``unknown_element``,
     ``formula_mismatch`` (the sites do not add up to ``_chemical_formula_sum``, as in a truncated text).
     """
-    from pymatgen.io.cif import CifParser
-
-    from dao_pipeline.crystals.convert import NotACrystal, from_structure
-
     if not text or not text.strip():
         return Parsed(reason="no_cif", detail="the field is empty")
     if len(text) > MAX_CHARACTERS:
         return Parsed(reason="bad_cif", detail=f"{len(text)} characters; at most {MAX_CHARACTERS} are read")
     if problem := _cell_problem(text):
         return Parsed(reason="bad_cif", detail=problem)
+    if plain := parse_plain(text):
+        numbers, frac, lattice = plain
+        counts = Counter(SYMBOLS[number] for number in numbers)
+        if mismatch := _formula_mismatch(text, {symbol: float(count) for symbol, count in counts.items()}):
+            return Parsed(reason="formula_mismatch", detail=mismatch)
+        return Parsed(numbers, frac.ravel().tolist(), lattice.ravel().tolist())
+    return parse_any_cif(text)
+
+
+def parse_any_cif(text: str) -> Parsed:
+    """Parse with pymatgen: symmetry, disorder, several blocks and so on."""
+    from pymatgen.io.cif import CifParser
+
+    from dao_pipeline.crystals.convert import NotACrystal, from_structure
+
     said: list[str] = []
     try:
         with warnings.catch_warnings():

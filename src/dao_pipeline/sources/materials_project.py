@@ -1,185 +1,142 @@
-"""Crystals from the Materials Project, with energies of one named level of theory.
+"""Crystals from the Materials Project, with energies of one named level of theory, as a snapshot.
 
 The summary documents carry energies of whatever level of theory the server holds to be the best; so ids and
-structures come from them, energies from the thermo documents of the level that was asked for.
+structures come from them, energies from the thermo documents of the level that was asked for. First the ids are
+listed, then their documents come in chunks, each of which is kept. All of a snapshot is of one database version.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from pymatgen.core import Structure
+import pyarrow as pa
 
-from dao_pipeline.config import MaterialsProject
-from dao_pipeline.crystals.convert import NotACrystal, from_structure
-from dao_pipeline.crystals.crystal import Crystal, to_table
+from dao_pipeline.config import Data, MaterialsProject, Network
 from dao_pipeline.errors import UserError
-from dao_pipeline.sources.files import Imported
+from dao_pipeline.progress import Reporter
+from dao_pipeline.sources.imported import Source
+from dao_pipeline.sources.mp_client import Client, NewVersion
+from dao_pipeline.sources.mp_documents import chunk_of_crystals
+from dao_pipeline.sources.parts import Parts
 
 log = logging.getLogger(__name__)
 
-_IDS_AT_ONCE = 400
-"""Ids per query: an address of about 6,000 characters, which servers accept."""
-
-_LOWEST = -10.0
-"""eV/atom. The API wants both ends of a range; crystals on the hull may be a rounding error below zero."""
+_RESTARTS = 3
+"""New database versions in the midst of one download, at most."""
 
 
-def fetch(query: MaterialsProject, limit: int | None = None) -> tuple[Imported, dict[str, Any]]:
-    """Crystals that ``query`` asks for, in order of their number, and what provenance should say about them.
+def materials_project(data: Data, work: Path) -> Source:
+    """Crystals that ``data.materials_project`` asks for, in order of their number, from the snapshot in ``work``.
 
-    Deprecated entries are left out. Crystals without an energy of the thermo_type, or above the hull limit,
-    are rejected with the reason ``no_energy``. ``limit`` stops after the first so many usable crystals.
+    What the snapshot lacks is fetched into it; a complete one needs no network and no key. Deprecated entries are
+    left out. Crystals without an energy of the thermo_type, or outside the limits above the hull, are rejected.
 
-    Raises UserError when the key is missing or refused, the server cannot be reached, or nothing matches.
+    Raises UserError when the key is missing or refused, the server cannot be reached or answers in an unknown
+    format, or nothing matches; ContinueLater when the server asks for a long pause.
     """
-    key = os.environ.get("MP_API_KEY", "")
-    if not key:
-        raise UserError(
-            "data.source materials_project: the environment variable MP_API_KEY is not set; put the key of your "
-            "Materials Project account there (it is never stored)."
-        )
-    with _clear_errors(key, query.endpoint), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the client warns about pandas, progress bars and its own defaults
-        from mp_api.client import MPRester
-
-        with MPRester(
-            api_key=key, endpoint=query.endpoint, use_document_model=False, mute_progress_bars=True
-        ) as rester:
-            database = rester.db_version
-            ids = _matching_ids(rester, query)
-            if not ids:
-                raise UserError(f"the Materials Project has no crystal for {_words(query)}; widen the query.")
-            log.info("Materials Project %s: %d crystals match", database, len(ids))
-            crystals, rejected, examined = _collect(rester, query, ids, limit)
-    about = {
-        "materials_project": query.model_dump(mode="json")
-        | {
-            "database_version": database,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "mp_api": version("mp-api"),
-            "ids": len(crystals),
-            "ids_hash": hashlib.sha256("\n".join(c.id for c in crystals).encode()).hexdigest()[:16],
-        }
-    }
-    return Imported(to_table(crystals), rejected, examined), about
+    query = data.materials_project
+    snapshot = _Snapshot(query, data.network, data.snapshot, data.limit, work)
+    with snapshot.client:
+        return snapshot.complete()
 
 
-def _matching_ids(rester: Any, query: MaterialsProject) -> list[str]:
-    # deprecated=False is a filter as well: without any, the client would read a public object store
-    documents = rester.materials.summary.search(
-        elements=query.elements, chemsys=query.chemical_systems, deprecated=False, fields=["material_id"]
-    )
-    return sorted({str(document["material_id"]) for document in documents}, key=_natural)
+class _Snapshot:
+    def __init__(
+        self, query: MaterialsProject, network: Network, name: str | None, limit: int | None, work: Path
+    ) -> None:
+        self.query, self.limit = query, limit
+        asked = query.model_dump(mode="json") | {"snapshot": name}
+        self.parts = Parts(work, "materials_project", asked)
+        self.client = Client(query, network)
+        self.restarts: list[dict[str, str]] = []
 
-
-def _natural(material_id: str) -> tuple[str, int, str]:
-    prefix, _, number = material_id.partition("-")
-    return (prefix, int(number), "") if number.isdigit() else (prefix, -1, number)
-
-
-def _collect(
-    rester: Any, query: MaterialsProject, ids: Sequence[str], limit: int | None
-) -> tuple[list[Crystal], list[dict[str, str]], int]:
-    """Crystals and rejected rows of the first ``ids``, until ``limit`` crystals are found."""
-    crystals: list[Crystal] = []
-    rejected: list[dict[str, str]] = []
-    for start in range(0, len(ids), _IDS_AT_ONCE):
-        chunk = list(ids[start : start + _IDS_AT_ONCE])
-        energies = _energies(rester, query, chunk)
-        structures = _structures(rester, [name for name in chunk if name in energies])
-        for examined, name in enumerate(chunk, start=start + 1):
+    def complete(self) -> Source:
+        """Fetch what is missing; a new database version in between means to begin again."""
+        for _ in range(_RESTARTS + 1):
             try:
-                crystals.append(_crystal(name, energies, structures, query))
-            except NotACrystal as error:
-                rejected.append({"id": name, "stage": "download", "reason": error.reason, "detail": error.detail})
-            if limit is not None and len(crystals) == limit:
-                return crystals, rejected, examined
-        log.info("Materials Project: %d of %d crystals", start + len(chunk), len(ids))
-    return crystals, rejected, len(ids)
+                return self._source(*self._fetch())
+            except NewVersion as changed:
+                note = self.parts.about("ids") or {}
+                old, now = note.get("database_version", ""), changed.now
+                self.restarts = [*note.get("restarts", []), {"from": old, "to": now, "date": _now()}]
+                log.warning("Materials Project: database %s became %s; beginning again", old, now)
+                self.parts.clear()
+        raise UserError(
+            f"Materials Project: the database changed {_RESTARTS + 1} times during one download, last to {now}; "
+            "try again when it is at rest."
+        )
 
+    def _fetch(self) -> tuple[str, list[str], list[str]]:
+        """Database version, all ids, and the names of the chunks that are needed and there."""
+        if self.parts.about("ids") is None:
+            self._list()
+        note = self.parts.about("ids") or {}
+        database = str(note["database_version"])
+        ids: list[str] = self.parts.read_table("ids")["id"].to_pylist()
+        chunks: list[str] = []
+        usable = 0
+        with Reporter("download from the Materials Project", len(ids)) as progress:
+            for start in range(0, len(ids), self.query.chunk):
+                name = f"chunk-{len(chunks):05d}"
+                some = ids[start : start + self.query.chunk]
+                if (self.parts.about(name) or {}).get("database_version") != database:
+                    self.client.require_version(database)
+                    chunk = chunk_of_crystals(some, *self.client.documents(some), self.query)
+                    self.client.require_version(database)
+                    self.parts.keep(name, chunk, database_version=database, date=_now())
+                chunks.append(name)
+                progress.advance(len(some))
+                usable += self._rows(name)
+                if self.limit is not None and usable >= self.limit:
+                    break
+        if self.query.phases and (self.parts.about("phases") or {}).get("database_version") != database:
+            self.client.require_version(database)
+            phases = self.client.phases()
+            self.client.require_version(database)
+            self.parts.keep_table("phases", phases, database_version=database, thermo_type=self.query.thermo_type)
+        return database, ids, chunks
 
-def _energies(rester: Any, query: MaterialsProject, ids: list[str]) -> dict[str, dict[str, Any]]:
-    documents = rester.materials.thermo.search(
-        material_ids=ids,
-        thermo_types=[query.thermo_type],
-        energy_above_hull=(_LOWEST, query.max_e_above_hull),
-        fields=["material_id", "formation_energy_per_atom", "energy_above_hull"],
-    )
-    return {str(document["material_id"]): document for document in documents}
+    def _rows(self, name: str) -> int:
+        return int((self.parts.about(name) or {})["rows"])
 
+    def _list(self) -> None:
+        database = self.client.version()
+        ids = self.client.ids()
+        self.client.require_version(database)
+        if not ids:
+            raise UserError(f"the Materials Project has no crystal for {_words(self.query)}; widen the query.")
+        log.info("Materials Project %s: %d crystals match", database, len(ids))
+        note: dict[str, Any] = {"database_version": database, "date": _now(), "mp_api": version("mp-api")}
+        note |= {"restarts": self.restarts}
+        self.parts.keep_table("ids", pa.table({"id": pa.array(ids, pa.string())}), **note)
 
-def _structures(rester: Any, ids: list[str]) -> dict[str, dict[str, Any]]:
-    if not ids:
-        return {}
-    documents = rester.materials.summary.search(
-        material_ids=ids, deprecated=False, fields=["material_id", "structure", "symmetry"]
-    )
-    return {str(document["material_id"]): document for document in documents}
-
-
-def _crystal(
-    name: str,
-    energies: dict[str, dict[str, Any]],
-    structures: dict[str, dict[str, Any]],
-    query: MaterialsProject,
-) -> Crystal:
-    """One crystal. Raises NotACrystal with the reason why there is none."""
-    if name not in energies:
-        limit = f"{query.max_e_above_hull:g} eV/atom above the hull"
-        raise NotACrystal("no_energy", f"no {query.thermo_type} energy, or more than {limit}")
-    document = structures.get(name, {})
-    if not document.get("structure"):
-        raise NotACrystal("no_structure", "the server sent none")
-    extra = {
-        "spacegroup": (document.get("symmetry") or {}).get("number"),
-        "formation_energy": energies[name].get("formation_energy_per_atom"),
-        "e_above_hull": energies[name].get("energy_above_hull"),
-        "energy_method": query.thermo_type,
-    }
-    try:
-        return from_structure(Structure.from_dict(document["structure"]), name, "materials_project", extra)
-    except NotACrystal:
-        raise
-    except Exception as error:  # whatever is wrong with one document must not lose the others
-        raise NotACrystal("bad_structure", f"{type(error).__name__}: {str(error)[:200]}") from error
+    def _source(self, database: str, ids: list[str], chunks: list[str]) -> Source:
+        note = self.parts.about("ids") or {}
+        about = self.query.model_dump(mode="json") | {
+            "database_version": database,
+            "date": note["date"],
+            "mp_api": note["mp_api"],
+            "ids": len(ids),
+            "ids_hash": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16],
+            "chunks": len(chunks),
+            "checksum": self.parts.seal(),
+            "requests": self.client.requests,
+            "restarts": note["restarts"],
+        }
+        tables = {"phases": self.parts.path("phases")} if self.query.phases else {}
+        return Source((self.parts.read(name) for name in chunks), {"materials_project": about}, tables)
 
 
 def _words(query: MaterialsProject) -> str:
-    values = query.model_dump(mode="json", exclude_none=True, exclude={"endpoint", "thermo_type"})
-    return ", ".join(f"{name} = {value}" for name, value in values.items())
+    filters = {"elements", "exclude_elements", "chemical_systems", "min_sites", "max_sites", "theoretical"}
+    values = query.model_dump(mode="json", exclude_none=True, include=filters)
+    return ", ".join(f"{name} = {value}" for name, value in values.items()) or "an open query"
 
 
-@contextmanager
-def _clear_errors(key: str, endpoint: str | None) -> Iterator[None]:
-    """Turn the client's errors into one that says what to do; the key never appears in it."""
-    from mp_api.client.core.exceptions import MPRestError
-    from requests.exceptions import ConnectionError as NoConnection
-    from requests.exceptions import RequestException, Timeout
-
-    server = endpoint or "https://api.materialsproject.org"
-    try:
-        yield
-    except (MPRestError, RequestException, ValueError, KeyError) as error:
-        text = " ".join(str(error).replace(key, "(key)").split())[:300]
-        status = re.search(r"status code (\d+)", text)
-        if "32 characters" in text or (status and status.group(1) in ("401", "403")):
-            problem = "the key in MP_API_KEY was refused; copy it anew from your Materials Project dashboard"
-        elif isinstance(error, (NoConnection, Timeout)) or re.search(r"Max retries|timed out|Connection", text):
-            problem = (
-                "cannot be reached; check the network (compute nodes often have none: run the download where "
-                "there is one) or data.materials_project.endpoint"
-            )
-        else:
-            problem = f"answered with an error: {text}; try again later, or narrow the query"
-        # the client's own error is left out on purpose: its frames hold the key
-        raise UserError(f"Materials Project ({server}): {problem}.") from None
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

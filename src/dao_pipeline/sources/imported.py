@@ -1,0 +1,66 @@
+"""What every source gives: pieces of a crystal table, and the rows that did not become crystals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dao_pipeline.crystals.crystal import Crystal, to_table
+from dao_pipeline.crystals.schema import COLUMNS, CRYSTAL
+
+OPTIONAL = ("published", "precursor_of")
+"""Columns that a source may fill besides those of every crystal table."""
+
+RAW_SCHEMA = pa.schema([pa.field(name, COLUMNS[name].type) for name in (*CRYSTAL, *OPTIONAL)])
+"""Columns of the table that the download stage writes."""
+
+ROWS_AT_ONCE = 10_000
+"""Crystals in memory at a time, and rows of a row group."""
+
+
+@dataclass
+class Imported:
+    """A crystal table, the rows that did not become one, and how many rows were looked at."""
+
+    table: pa.Table
+    rejected: list[dict[str, str]] = field(default_factory=list)
+    examined: int = 0
+
+
+@dataclass
+class Source:
+    """Crystals piece by piece, what provenance says about them, and further tables that go beside them."""
+
+    parts: Iterator[Imported]
+    about: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Path] = field(default_factory=dict)
+
+
+def rejected_row(name: str, reason: str, detail: str) -> dict[str, str]:
+    """A row of rejected.parquet."""
+    return {"id": name, "stage": "download", "reason": reason, "detail": detail}
+
+
+def from_crystals(crystals: Sequence[Crystal], rejected: list[dict[str, str]], examined: int) -> Imported:
+    """Crystals as a piece of the raw table."""
+    return Imported(raw_columns(to_table(crystals)), rejected, examined)
+
+
+def raw_columns(table: pa.Table) -> pa.Table:
+    """``table`` with exactly the columns of ``RAW_SCHEMA``, null where it lacks one."""
+    columns = [
+        table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in RAW_SCHEMA
+    ]
+    return pa.table(columns, schema=RAW_SCHEMA)
+
+
+def cut(imported: Imported, limit: int) -> Imported:
+    """The first ``limit`` crystals of a piece; its rejected rows stay."""
+    return Imported(imported.table.slice(0, limit), imported.rejected, imported.examined)
