@@ -197,6 +197,16 @@ def test_kinds_of_files(tmp_path: Path) -> None:
     assert "unknown kind of file" in problems(path)[0]
 
 
+@pytest.mark.parametrize("name", ["set.json", "set.zip", "set.cif", "set.xyz", "set.csv.gz"])
+def test_tables_to_exclude_may_be_of_any_kind(tmp_path: Path, crystals: dict[str, Any], name: str) -> None:
+    """Their content is looked at by build_crysdb; only Parquet and CSV are cheap enough to read here."""
+    (tmp_path / name).touch()
+    check_campaigns([write(tmp_path / "a.yaml", data=crystals, crysdb={"exclude": [str(tmp_path / name)]})])
+    (tmp_path / "set.docx").touch()
+    path = write(tmp_path / "a.yaml", data=crystals, crysdb={"exclude": [str(tmp_path / "set.docx")]})
+    assert "crysdb.exclude[0] = " in problems(path)[0]
+
+
 def test_elements_of_a_csv(tmp_path: Path) -> None:
     cifs = [str(CifWriter(to_structure(binary(i)))) for i in (0, 20)]
     path = tmp_path / "set.csv"

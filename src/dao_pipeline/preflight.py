@@ -199,16 +199,21 @@ def _address(key: str, text: str, with_key: bool) -> Iterator[str]:
 def _tables(campaign: Campaign) -> Iterator[str]:
     """Problems of the further tables that the campaign names."""
     for i, text in enumerate(campaign.crysdb.exclude):
-        yield from _table(f"crysdb.exclude[{i}]", text, elements_in)
+        yield from _table(f"crysdb.exclude[{i}]", text, _elements_if_cheap)
     if campaign.finetune.path is not None:
-        yield from _table("finetune.path", campaign.finetune.path, require_crystals)
+        yield from _table("finetune.path", campaign.finetune.path, _crystal_table)
     labels = campaign.property
     if labels.enabled and labels.path and labels.column:
         yield from _table("property.path", labels.path, partial(_labels, column=labels.column))
 
 
-def _labels(path: Path, column: str) -> None:
+def _crystal_table(path: Path) -> None:
+    read_about(path)
     require_crystals(path)
+
+
+def _labels(path: Path, column: str) -> None:
+    _crystal_table(path)
     if column not in (names := pq.read_schema(table_files(path)[0]).names):
         raise UserError(
             f"no column {column}; set property.column to one that is there: "
@@ -222,8 +227,6 @@ def _table(key: str, text: str, check: Callable[[Path], object]) -> Iterator[str
         if not path.exists():
             yield f"{key} = {text}: {path} does not exist; correct the path."
             return
-        if path.suffix.lower() not in _CSV_SUFFIXES:
-            read_about(path)
         check(path)
     except (UserError, pa.ArrowInvalid, OSError) as error:
         yield f"{key} = {text}: {error}"
