@@ -387,17 +387,37 @@ def test_json_that_is_no_crystal(tmp_path: Path) -> None:
         None,
         {"lattice": deep},
         {"lattice": {"matrix": [[1]]}, "sites": []},
+        {**oxidised, "sites": [{"abc": [10**400, 0, 0], "species": [{"element": "Na"}]}]},
+        {**oxidised, "sites": [{"abc": [0, 0, 0], "species": [{"element": "Na", "occu": 10**400}]}]},
+        {**oxidised, "sites": [{"abc": [0, 0, 0], "species": [{"element": "Na", "occu": float("nan")}]}]},
+        {**oxidised, "sites": [{"abc": [i / 4e4, 0, 0], "species": [{"element": "Na"}]} for i in range(40_000)]},
     ]
     path = tmp_path / "set.json"
     path.write_text(json.dumps(items))
     imported = read_crystals(path)
     assert imported.table["formula"].to_pylist() == ["NaCl"]
-    reasons = [row["reason"] for row in imported.rejected]
-    assert reasons == ["disordered", "unknown_element", *["bad_structure"] * 5]
-    for damage in (json.dumps(items)[:-5], "{", "[1, 2", '[{"a": }]'):
+    reasons = {int(row["id"][4:]): row["reason"] for row in imported.rejected}
+    expected = ["disordered", "unknown_element", *["bad_structure"] * 7, "disordered", "too_large"]
+    assert [reasons[i] for i in range(1, 12)] == expected
+    short = {"columns": ["structure"], "index": [0], "data": [[oxidised], [oxidised]]}
+    damaged = [json.dumps(items)[:-5], "{", "[1, 2", '[{"a": }]', json.dumps([oxidised]) * 2]
+    damaged += [json.dumps(short), json.dumps(short | {"data": [1]}), json.dumps(short | {"data": [[]]})]
+    for damage in damaged:
         path.write_text(damage)
         with pytest.raises(UserError, match=r"not valid JSON"):
             read_crystals(path)
+
+
+def test_ids_in_json(tmp_path: Path) -> None:
+    """An item's own id comes before the number of its row; any text is an id, if UTF-8 can hold it."""
+    made = to_structure(binary(0)).as_dict()
+    path = tmp_path / "set.json"
+    table = {"columns": ["structure", "material_id"], "index": [0, 1], "data": [[made, "mp-1"], [made, None]]}
+    path.write_text(json.dumps(table))
+    assert read_crystals(path).table["id"].to_pylist() == ["mp-1", "1"]
+    odd = ["a/../b\n`; rm -rf ~`", "\ud800", "é|<b>"]
+    path.write_text(json.dumps([{"material_id": one, "structure": made} for one in odd]))
+    assert read_crystals(path).table["id"].to_pylist() == [odd[0], "?", odd[2]]
 
 
 def test_a_long_json_list_is_read_item_by_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,6 +464,20 @@ def test_unknown_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "set.docx").touch()
     with pytest.raises(UserError, match=r"unknown kind of file; known are .parquet, .csv"):
         read_crystals(tmp_path / "set.docx")
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_of_a_zip_is_rejected_alone(tmp_path: Path, kind: int) -> None:
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr("damaged.cif", cif(0))
+        archive.writestr("good.cif", cif(1))
+    data = bytearray(path.read_bytes())
+    data[50:70] = b"\xff" * 20
+    path.write_bytes(data)
+    imported = read_crystals(path)
+    assert imported.table["id"].to_pylist() == ["good"]
+    assert [row["reason"] for row in imported.rejected] == ["unreadable"]
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.csv.gz", "a.json.gz", "a.xyz.gz"])

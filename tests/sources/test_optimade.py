@@ -138,6 +138,25 @@ def test_what_is_no_ordered_crystal_is_rejected(tmp_path: Path) -> None:
     }
 
 
+def test_answers_that_no_server_should_give() -> None:
+    """Numbers beyond floats, NaN, features that are none: only that entry is lost."""
+    occupied = {"name": "M", "chemical_symbols": ["Li"], "concentration": [float("nan")]}
+    documents = {
+        "good": structure("good", _e=10**400),
+        "huge": structure("huge", cartesian_site_positions=[[10**400, 0, 0], [0, 0, 0]]),
+        "nan": structure("nan", species=[occupied], species_at_sites=["M", "M"]),
+        "feature": structure("feature", structure_features=[{}]),
+        "\ud800": structure("half a character"),
+    }
+    entries = [{"id": name, "attributes": about} for name, about in documents.items()]
+    page = page_of_crystals(entries, "test", {"formation_energy": "_e"}, "PBE")
+    assert page.table["id"].to_pylist() == ["good", "?"]
+    assert page.table["formation_energy"].null_count == 2
+    assert {row["id"]: row["reason"] for row in page.rejected} == {
+        "huge": "bad_structure", "nan": "disordered", "feature": "bad_structure"
+    }  # fmt: skip
+
+
 def test_nested_energies() -> None:
     about = structure("a") | {"_mp_stability": {"gga_gga+u": {"energy_above_hull": 0.25}}}
     page = page_of_crystals([{"id": "a", "attributes": about}], "mp", DATABASES["mp"].fields, "GGA_GGA+U")

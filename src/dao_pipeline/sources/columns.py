@@ -35,6 +35,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
 STRUCTURE = ("atomic_numbers", "frac_coords", "lattice")
 """Columns without which a Parquet file holds no crystals."""
 
+_MOST_ATOMS = 32_767
+"""What ``num_atoms`` of the crystal table can count to."""
+
 
 def names_of(columns: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """``ALIASES`` with the user's own names in place of the usual ones."""
@@ -98,6 +101,9 @@ def from_columns(
         np.flatnonzero(coords != 3 * counts),
         "length_mismatch",
         lambda i: f"{coords[i]} coordinates for {counts[i]} atoms",
+    )
+    reject(
+        np.flatnonzero(counts > _MOST_ATOMS), "too_large", lambda i: f"{counts[i]} atoms; at most {_MOST_ATOMS}"
     )
     reject(np.flatnonzero(nine != 9), "length_mismatch", lambda i: f"lattice has {nine[i]} numbers, not 9")
     first_strange = dict(zip(row_of_atom[strange][::-1], numbers[strange][::-1], strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import pyarrow as pa
 
@@ -42,7 +42,16 @@ class Source:
 
 def rejected_row(name: str, reason: str, detail: str) -> dict[str, str]:
     """A row of rejected.parquet."""
-    return {"id": name, "stage": "download", "reason": reason, "detail": detail}
+    return {"id": encodable(name), "stage": "download", "reason": reason, "detail": encodable(detail)}
+
+
+@overload
+def encodable(text: str) -> str: ...
+@overload
+def encodable(text: None) -> None: ...
+def encodable(text: str | None) -> str | None:
+    """``text`` with ``?`` for halves of characters, which JSON can name but UTF-8, and so no table, can hold."""
+    return text if text is None else text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def from_crystals(crystals: Sequence[Crystal], rejected: list[dict[str, str]], examined: int) -> Imported:

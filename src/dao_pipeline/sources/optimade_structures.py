@@ -12,7 +12,7 @@ import numpy as np
 
 from dao_pipeline.crystals.crystal import Crystal
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
-from dao_pipeline.sources.imported import Imported, from_crystals, rejected_row
+from dao_pipeline.sources.imported import Imported, encodable, from_crystals, rejected_row
 
 STRUCTURE_FIELDS = (
     "lattice_vectors",
@@ -112,12 +112,12 @@ def page_of_crystals(
 def _crystal(entry: dict[str, Any], source: str) -> Crystal | tuple[str, str]:
     """A crystal, or reason and detail of why there is none."""
     about = entry["attributes"]
-    for feature in about.get("structure_features") or []:
-        if feature in _NO_CRYSTAL:
-            return _NO_CRYSTAL[feature], f"structure_features name {feature}"
     if about.get("dimension_types") not in (None, [1, 1, 1]):
         return "not_periodic", f"dimension_types are {about['dimension_types']}"
     try:
+        for feature in about.get("structure_features") or []:
+            if feature in _NO_CRYSTAL:
+                return _NO_CRYSTAL[feature], f"structure_features name {feature}"
         species = {kind["name"]: kind for kind in about.get("species") or []}
         numbers = []
         for name in about.get("species_at_sites") or []:
@@ -132,12 +132,12 @@ def _crystal(entry: dict[str, Any], source: str) -> Crystal | tuple[str, str]:
         if lattice.shape != (3, 3) or len(places) != len(numbers):
             return "length_mismatch", f"{len(places)} positions for {len(numbers)} atoms"
         frac = np.linalg.solve(lattice.T, places.T).T
-    except (KeyError, TypeError, ValueError, AttributeError, np.linalg.LinAlgError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, np.linalg.LinAlgError) as error:
         return "bad_structure", f"{type(error).__name__}: {error}"[:200]
     if not (np.isfinite(frac).all() and np.isfinite(lattice).all()):
         return "bad_structure", "lattice or positions are not finite numbers"
     return Crystal(
-        id=str(entry["id"]),
+        id=encodable(str(entry["id"])),
         source=source,
         atomic_numbers=np.array(numbers, dtype=np.int64),
         frac_coords=frac,
@@ -151,7 +151,7 @@ def _element(kind: dict[str, Any]) -> int | tuple[str, str]:
     symbols, shares = kind["chemical_symbols"], kind.get("concentration") or [1.0]
     if kind.get("attached"):
         return "attached_atoms", f"species {kind.get('name')} carries {', '.join(map(str, kind['attached']))}"
-    if len(symbols) != 1 or symbols[0] == "vacancy" or abs(float(shares[0]) - 1) > _FULL:
+    if len(symbols) != 1 or symbols[0] == "vacancy" or not abs(float(shares[0]) - 1) <= _FULL:
         shown = ", ".join(f"{symbol} {share:g}" for symbol, share in zip(symbols, shares, strict=False))
         return "disordered", f"a site holds {shown}"
     if symbols[0] not in ATOMIC_NUMBERS:
@@ -173,7 +173,7 @@ def _facts(
             number = _number(value)
             facts[column] = int(number) if number is not None and number in range(1, 231) else None
         elif value is not None:
-            facts[column] = str(value)
+            facts[column] = encodable(str(value))
     if hull_below_zero and facts.get("e_above_hull") is not None:
         facts["e_above_hull"] = max(0.0, facts["e_above_hull"])
     if facts.get("formation_energy") is not None or facts.get("e_above_hull") is not None:
@@ -184,6 +184,6 @@ def _facts(
 def _number(value: Any) -> float | None:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

@@ -20,7 +20,7 @@ import pyarrow as pa
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
 from dao_pipeline.sources.cif import Parsed, parse_cif
 from dao_pipeline.sources.columns import STRUCTURE, from_columns, names_of, present
-from dao_pipeline.sources.imported import Imported, rejected_row
+from dao_pipeline.sources.imported import Imported, encodable, rejected_row
 from dao_pipeline.sources.records import Record
 
 _SYMBOL = re.compile(r"[A-Z][a-z]?")
@@ -55,11 +55,11 @@ def parse_batch(batch: Batch) -> Imported:
     good = [i for i, result in enumerate(parsed) if not result.reason]
     facts = sorted({name for record in batch.records for name in record.facts})
     columns: dict[str, Any] = {
-        name: pa.array([batch.records[i].facts.get(name) for i in good], pa.string()) for name in facts
+        name: pa.array([encodable(batch.records[i].facts.get(name)) for i in good], pa.string()) for name in facts
     }
     for name in STRUCTURE:
         columns[name] = pa.array([getattr(parsed[i], name) for i in good], pa.list_(pa.float64()))
-    columns["id"] = pa.array([batch.records[i].id for i in good], pa.string())
+    columns["id"] = pa.array([encodable(batch.records[i].id) for i in good], pa.string())
     imported = from_columns(pa.table(columns), batch.source, batch.energy_method, batch.source)
     imported.rejected += [
         rejected_row(record.id, result.reason, f"{result.detail} ({record.where})")
@@ -120,7 +120,7 @@ def parse_structure(value: Any) -> Parsed:
         for site in sites:
             species = site["species"]
             shown = ", ".join(f"{s['element']} {float(s.get('occu', 1)):g}" for s in species)[:100]
-            if len(species) != 1 or abs(float(species[0].get("occu", 1)) - 1) > _FULL:
+            if len(species) != 1 or not abs(float(species[0].get("occu", 1)) - 1) <= _FULL:  # NaN is not full
                 return Parsed(reason="disordered", detail=f"a site holds {shown or 'nothing'}")
             match = _SYMBOL.match(str(species[0]["element"]))
             symbol = match.group() if match else ""
@@ -128,7 +128,7 @@ def parse_structure(value: Any) -> Parsed:
             if number is None:
                 return Parsed(reason="unknown_element", detail=f"{shown} is no element")
             numbers.append(number)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         return Parsed(
             reason="bad_structure", detail=f"no pymatgen structure ({type(error).__name__}: {error})"[:200]
         )

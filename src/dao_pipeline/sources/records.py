@@ -134,7 +134,7 @@ def _zip(path: Path, name: str, prefix: str) -> Iterator[Record]:
             try:
                 with archive.open(member) as stream:
                     record.payload = stream.read(MAX_CHARACTERS + 1).decode("utf-8", errors="replace")
-            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            except Exception as error:  # each compression, and a wrong place or password, fails in its own way
                 record.problem = ("unreadable", f"{type(error).__name__}: {str(error)[:150]}")
             yield record
 
@@ -178,9 +178,8 @@ def _json(path: Path, name: str, columns: Mapping[str, str], prefix: str) -> Ite
     names = names_of(columns)
     try:
         for number, (key, item) in enumerate(_items(path)):
-            facts, structure = _facts_of(item, names)
-            given_id = key or facts.pop("id", None)
-            facts.pop("id", None)
+            facts, structure = _facts_of(item, names, key)
+            given_id = facts.pop("id", None) or key
             record = Record(
                 "json", structure, given_id or f"{prefix}row:{number}", f"{name}, item {number}", facts
             )
@@ -217,9 +216,11 @@ def _whole(value: Any) -> Iterator[tuple[str | None, Any]]:
     elif isinstance(value.get("entries"), list):
         yield from ((None, item) for item in value["entries"])
     elif isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):
-        index = value.get("index") or [None] * len(value["data"])
-        for key, row in zip(index, value["data"], strict=False):  # pandas, orient="split"
-            yield (None if key is None else str(key)), dict(zip(value["columns"], row, strict=False))
+        names, index = value["columns"], value.get("index") or [None] * len(value["data"])
+        for key, row in zip(index, value["data"], strict=True):  # pandas, orient="split"
+            if not isinstance(row, list):
+                raise ValueError(f"a row of the table is {type(row).__name__}, not a list")
+            yield (None if key is None else str(key)), dict(zip(map(str, names), row, strict=True))
     else:
         yield from ((str(key), item) for key, item in value.items())
 
@@ -231,6 +232,11 @@ def _list_items(stream: TextIO, path: Path) -> Iterator[Any]:
     while True:
         buffer = buffer.lstrip(" \t\r\n,")
         if buffer.startswith("]"):
+            rest = buffer[1:]
+            while rest or (rest := stream.read(_PIECE)):
+                if rest.strip():
+                    raise ValueError(f"after the list comes {rest.strip()[:30]!r}")
+                rest = ""
             return
         try:
             item, end = decoder.raw_decode(buffer)
@@ -246,12 +252,17 @@ def _list_items(stream: TextIO, path: Path) -> Iterator[Any]:
         buffer = buffer[end:]
 
 
-def _facts_of(item: Any, names: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, str | None], Any]:
-    """Values by column, and the structure (a dict, or CIF text) of an item; also from the ``data`` of an entry."""
+def _facts_of(
+    item: Any, names: Mapping[str, tuple[str, ...]], key: str | None
+) -> tuple[dict[str, str | None], Any]:
+    """Values by column, and the structure (a dict, or CIF text) of an item; also from the ``data`` of an entry.
+
+    An id of the item's own comes before its ``key``, which may be no more than a row number.
+    """
     if not isinstance(item, dict):
         return {}, item
     further = item.get("data") if isinstance(item.get("data"), dict) else {}
-    carried = {"material_id": item.get("entry_id")} | (further or {}) | item
+    carried = {"material_id": key or item.get("entry_id")} | (further or {}) | item
     facts: dict[str, str | None] = {}
     for column, given in present(names, carried).items():
         value = carried[given]
