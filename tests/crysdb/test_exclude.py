@@ -52,6 +52,39 @@ def test_an_id_excludes_with_its_composition_alone(tmp_path: Path) -> None:
     assert reasons(build(tmp_path, ALL, crysdb=settings)) == {"t-3": "excluded"}
 
 
+def test_precursors_of_excluded_crystals_go_with_them(tmp_path: Path) -> None:
+    """Relaxed by DAO-P they would be the benchmark's crystals, though they match none of them yet."""
+
+    def precursor(index: int, name: str, of: str) -> Crystal:
+        far = binary(index, e_above_hull=0.3, precursor_of=of)
+        return replace(far, id=name, lattice=far.lattice * 1.2)
+
+    more = [precursor(1, "u-1", "t-1"), precursor(2, "u-2", "mp-2"), precursor(3, "u-3", "t-3")]
+    more += [replace(binary(4), id="y-4", lattice=binary(4).lattice * 1.01), precursor(4, "u-4", "y-4")]
+    test = [recut(binary(1), "mp-1"), replace(recut(binary(2), "mp-2"), lattice=5 * np.eye(3)), binary(4)]
+    settings = excluding(tmp_path / "test.parquet", test, exclude_by="structure")
+    rows = build(tmp_path, [*ALL, *more], crysdb=settings)
+    assert reasons(rows) == dict.fromkeys(("t-1", "u-1", "u-2", "t-4", "y-4", "u-4"), "excluded")
+    (_, about) = read_about(tmp_path / "crysdb" / "val.parquet")["held_out"]
+    assert about["removed"] == 6
+
+
+@pytest.mark.parametrize("split", [{"split": "given"}, {"split": "time", "val_from": "2015", "test_from": "2018"}])
+def test_precursors_are_on_the_side_of_their_crystals(tmp_path: Path, split: dict[str, Any]) -> None:
+    crystals, precursors = [], []
+    for i, (side, year) in enumerate((("train", "2010"), ("val", "2016"), ("test", "2020"))):
+        known = {"split": side} if split["split"] == "given" else {"published": year}
+        copies = [replace(binary(i, **known), id=f"s-{i}")] if i else []  # links follow to what is kept
+        crystals += [binary(i, **known), *copies]
+        far = binary(i, precursor_of=f"t-{i}")
+        precursors.append(replace(far, id=f"u-{i}", lattice=far.lattice * 1.2))
+    rows = build(tmp_path, [*precursors, *crystals], crysdb=split)
+    for i, side in enumerate(("train", "val", "test")):
+        assert {row["id"][2:]: row["precursor_of"] for row in rows[side]}.keys() == {str(i)}, side
+        assert len(rows[side]) == 2
+    assert reasons(rows).keys() == {"t-1", "t-2"}
+
+
 def test_by_composition_everything_goes(tmp_path: Path) -> None:
     other = replace(binary(3), id="x", lattice=binary(3).lattice * 1.3)
     rows = build(tmp_path, ALL, crysdb=excluding(tmp_path / "test.parquet", [other]))

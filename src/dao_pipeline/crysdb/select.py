@@ -114,16 +114,23 @@ def select(
     benchmark = living.reject(
         matched >= 0, "excluded", lambda i: f"the same crystal is in {tables[matched[i]].name} of crysdb.exclude"
     )
-    removed += np.bincount(matched[benchmark], minlength=len(tables))
+    owner = _owners(facts, first, copy_of)
+    matched = np.maximum(matched, _of_owner(matched, owner))
+    precursors = living.reject(
+        matched >= 0,
+        "excluded",
+        lambda i: f"its relaxed crystal is in {tables[matched[i]].name} of crysdb.exclude",
+    )
+    removed += np.bincount(matched[np.concatenate([benchmark, precursors])], minlength=len(tables))
     ids = facts.ids.combine_chunks()
     lost = living.reject(copy_of >= 0, "duplicate", lambda i: f"same crystal as {ids[copy_of[i]]}")
     with step("split", int(living.mask.sum())):
-        side = _split(campaign, facts, living, given)
+        side = _split(campaign, facts, living, given, owner)
     rows = living.rows
     chosen = Selection(
         rows=rows,
         side=side[rows],
-        links=_links(facts, rows, side, copy_of),
+        links=_links(facts, rows, side, owner[rows]),
         excluded=tables,
         removed_by=removed.tolist(),
         copies=_copies_by_source(facts, lost, copy_of),
@@ -218,7 +225,8 @@ def _exclude(limits: CrysDB, tables: list[Excluded], facts: Facts, living: _Livi
         what = "its composition is in {} of crysdb.exclude"
     else:
         found = exclude.by_id(tables, facts.ids, facts.formula)
-        what = "its id and composition are in {} of crysdb.exclude"
+        found = np.maximum(found, exclude.by_id(tables, facts.precursor_of, facts.formula))
+        what = "its id, or that of its relaxed crystal, and composition are in {} of crysdb.exclude"
     rows = living.reject(found >= 0, "excluded", lambda i: what.format(tables[found[i]].name))
     return np.bincount(found[rows], minlength=len(tables))
 
@@ -271,15 +279,16 @@ def _joined(store: Store, flat: Any) -> Store:
     return writer.close()
 
 
-def _split(campaign: Campaign, facts: Facts, living: _Living, given: np.ndarray) -> np.ndarray:
+def _split(campaign: Campaign, facts: Facts, living: _Living, given: np.ndarray, owner: np.ndarray) -> np.ndarray:
     """The side of each living crystal (m,); those that would leak from the given test split are rejected."""
     limits, rows = campaign.crysdb, living.rows
     side = np.full(len(facts), LEFT_OUT, dtype=np.int64)
-    if limits.split == "given":
-        side[rows] = np.where(given[rows] >= 0, given[rows], TRAIN)
-        return side
-    if limits.split == "time":
-        side[rows] = _by_date(limits, facts, rows, given[rows])
+    if limits.split in ("given", "time"):
+        by_itself = np.where(given[rows] >= 0, given[rows], TRAIN)
+        side[rows] = by_itself if limits.split == "given" else _by_date(limits, facts, rows, given[rows])
+        # a precursor relaxes to its crystal: training on it would show one of the test split
+        follows = np.where(given >= 0, LEFT_OUT, _of_owner(side, owner))[rows]
+        side[rows] = np.where(follows >= 0, follows, side[rows])
         return side
     keys, code, what = facts.formula.names, facts.formula.code, "composition"
     if limits.split == "chemical_system":
@@ -315,20 +324,29 @@ def _system(formula: str) -> str:
     return "-".join(sorted(set(re.findall(r"[A-Z][a-z]?", formula))))
 
 
-def _links(facts: Facts, rows: np.ndarray, side: np.ndarray, copy_of: np.ndarray) -> pa.Array:
-    """``precursor_of`` of the crystals that stay: of the one kept where it was a copy; null where the crystal is
-    lost or on another side."""
-    wanted = facts.precursor_of.take(pa.array(rows))
-    if wanted.null_count == len(rows):
-        return pa.nulls(len(rows), pa.string())
-    owner = np.concatenate(
-        [rows, np.flatnonzero(copy_of >= 0)]
-    )  # what a link may name: what stays, and its copies
-    place = pc.fill_null(pc.index_in(wanted, value_set=facts.ids.take(pa.array(owner))), -1).to_numpy()
-    row = np.where(place >= 0, owner[place], -1)
-    row = np.where((row >= 0) & (copy_of[row] >= 0), copy_of[row], row)
-    sound = (row >= 0) & (side[row] == side[rows])
-    return facts.ids.combine_chunks().take(pa.array(np.where(sound, row, 0), mask=~sound))
+def _owners(facts: Facts, first: np.ndarray, copy_of: np.ndarray) -> np.ndarray:
+    """For each crystal the one that it is a precursor of (m,); -1 for none.
+
+    Where several have the id that it names, the ``first`` (m,); and of a copy what it is a copy of.
+    """
+    if facts.precursor_of.null_count == len(facts):
+        return np.full(len(facts), -1, dtype=np.int64)
+    kept = np.where(first >= 0, first, np.arange(len(facts)))
+    kept = np.where(copy_of[kept] >= 0, copy_of[kept], kept)
+    owner = pc.fill_null(pc.index_in(facts.precursor_of, value_set=facts.ids), -1).to_numpy()
+    return np.where(owner >= 0, kept[owner], -1)
+
+
+def _of_owner(value: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """``value`` (m,) of the crystal that each is a precursor of; -1 for none."""
+    return np.where(owner >= 0, value[owner], -1)
+
+
+def _links(facts: Facts, rows: np.ndarray, side: np.ndarray, owner: np.ndarray) -> pa.Array:
+    """``precursor_of`` of the crystals that stay, from the crystal that each is one of; null where that is lost or
+    on another side."""
+    sound = (owner >= 0) & (side[owner] == side[rows])
+    return facts.ids.combine_chunks().take(pa.array(owner, mask=~sound))
 
 
 def _copies_by_source(facts: Facts, lost: np.ndarray, copy_of: np.ndarray) -> dict[str, dict[str, int]]:

@@ -1,7 +1,8 @@
 """Train, val and test: the source's own split, a hash of the composition or chemical system, or the date.
 
 What side a crystal is on follows from itself, the seed and the settings alone, so that growth of the data moves
-nobody; except that a crystal joins the given split of others of its composition.
+nobody; except that a crystal joins the given split of others of its composition, a precursor is where its crystal
+is, and nothing is put into test by its hash once the source gives test crystals of its own.
 """
 
 from __future__ import annotations
