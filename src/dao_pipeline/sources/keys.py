@@ -28,9 +28,7 @@ def materials_project_key() -> str:
 
     Raises UserError when pymatgen's settings cannot be read, and when the key has not the form of one.
     """
-    key = next(
-        (os.environ[name] for name in ("MP_API_KEY", "PMG_MAPI_KEY", "MAPI_KEY") if os.environ.get(name)), ""
-    )
+    key = next((os.environ[name] for name in _VARIABLES if os.environ.get(name)), "")
     key = (key or str(_pymatgen_settings().get("PMG_MAPI_KEY") or "")).strip()
     if key and len(key) != KEY_LENGTH:
         raise UserError(f"the key of the Materials Project has {len(key)} characters, not {KEY_LENGTH}; {HOW_TO}.")
