@@ -389,8 +389,18 @@ class Finetune(Section):
         "stable",
         description="part of the training split: up to crysdb.stable_threshold above the hull, or all",
     )
+    sources: list[str] | None = Field(
+        None,
+        description="only the crystals of these sources (column source), e.g. those of a benchmark; null: of all",
+    )
     path: str | None = Field(None, description="a crystal table to fine-tune on instead")
     training: Training = Training(steps=5_000, learning_rate=1e-4)
+
+    @model_validator(mode="after")
+    def _one_table(self) -> Finetune:
+        if self.sources is not None and self.path is not None:
+            raise ValueError("sources are parts of the training split, path is another table: give one of them")
+        return self
 
 
 class Composition(Section):

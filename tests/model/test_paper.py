@@ -26,9 +26,8 @@ PAPER = Path(__file__).parents[2] / "config" / "campaigns" / "paper.yaml"
 
 @pytest.fixture
 def campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Campaign:
-    """config/campaigns/paper.yaml, checked as ``dao-pipeline check`` does it, with small tables for its files."""
-    for number, name in enumerate(("DAO_CRYSDB", "DAO_MP20_TRAIN", "DAO_MP20_TEST")):
-        monkeypatch.setenv(name, str(raw_file(tmp_path / f"{name}.parquet", [binary(number)])))
+    """config/campaigns/paper.yaml, checked as ``dao-pipeline check`` does it, with a small table for its file."""
+    monkeypatch.setenv("DAO_CRYSDB", str(raw_file(tmp_path / "crysdb.parquet", [binary(0)])))
     return check_campaigns([PAPER])[PAPER]
 
 
@@ -90,7 +89,7 @@ def test_settings_of_the_paper(campaign: Campaign) -> None:
     assert (generate.steps, generate.corrector, generate.step_size) == (1000, True, 1e-5)
     assert generate.guidance_scale == 20.0
     assert (matcher.ltol, matcher.stol, matcher.angle_tol) == (0.3, 0.5, 10.0)
-    assert (campaign.crysdb.min_atoms, campaign.crysdb.max_atoms) == (3, 30)
+    assert (campaign.crysdb.min_atoms, campaign.crysdb.max_atoms) == (1, 30)
     assert (campaign.relax.min_e_above_hull, campaign.relax.max_e_above_hull) == (0.08, 0.5)
 
 

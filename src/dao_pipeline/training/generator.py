@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -64,12 +65,22 @@ def pretrain_generator(
 def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, *, init: Path) -> None:
     """Fine-tune on the stable part of the training split, all of it, or the table named in the campaign.
 
+    ``finetune.sources`` restricts the training split, and validation with it, to some of its sources.
+
     Raises UserError for a table with elements beyond the models' last one, or without crystals.
     """
     settings = campaign.finetune
     source = expand_path(settings.path) if settings.path else crysdb / "train.parquet"
     require_crystals(source)
     crystals = read_table(source)
+    validation = stable(read_table(crysdb / "val.parquet"), campaign.crysdb.stable_threshold)
+    if settings.sources is not None:
+        crystals, validation = (of_sources(table, settings.sources) for table in (crystals, validation))
+        if crystals.num_rows == 0:
+            raise UserError(
+                f"{source}: no crystal is of finetune.sources = {', '.join(settings.sources)}; dao-pipeline "
+                "coverage lists the sources there are."
+            )
     if settings.crystals == "stable" and not settings.path:
         crystals = stable(crystals, campaign.crysdb.stable_threshold)
     if crystals.num_rows == 0:
@@ -81,7 +92,7 @@ def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, 
         _generator(init),
         GeneratorObjective(),
         crystals,
-        stable(read_table(crysdb / "val.parquet"), campaign.crysdb.stable_threshold),
+        validation,
         settings.training,
         campaign=campaign,
         stage="finetune_generator",
@@ -95,6 +106,11 @@ def stable(table: pa.Table, threshold: float) -> pa.Table:
     """Rows up to ``threshold`` eV/atom above the hull; rows without a hull distance are kept."""
     keep = pc.or_(pc.is_null(table["e_above_hull"]), pc.less_equal(table["e_above_hull"], threshold))
     return table.filter(pc.fill_null(keep, True))
+
+
+def of_sources(table: pa.Table, sources: Sequence[str]) -> pa.Table:
+    """Rows of these sources."""
+    return table.filter(pc.is_in(table["source"], value_set=pa.array(sources, pa.string())))
 
 
 def _generator(folder: Path) -> DaoModel:
