@@ -13,9 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dao_pipeline.crystals.flat import FlatCrystals, formulas, list_lengths, list_values
+from dao_pipeline.crystals.formula import MAX_ATOMIC_NUMBER
 from dao_pipeline.crystals.table import iter_tables, read_about
 from dao_pipeline.errors import UserError
 
@@ -45,7 +48,7 @@ def held_out(table: Path, test: Path | None = None) -> list[dict[str, Any]] | No
     if test is None or not test.exists():
         return None
     asked = _crystals(test)
-    if any(pc.any(pc.is_in(piece["formula"], value_set=asked["formula"])).as_py() for piece in _formulas(table)):
+    if any(pc.any(pc.is_in(found, value_set=asked["formula"])).as_py() for found in _compositions(table)):
         return None
     digest = crystals_digest(asked["id"], asked["formula"])
     return [{"name": "test split", "digest": digest, "crystals": asked.num_rows, "by": "composition"}]
@@ -111,5 +114,19 @@ def _crystals(path: Path) -> pa.Table:
     return pa.concat_tables([empty, *(piece.replace_schema_metadata().cast(empty.schema) for piece in pieces)])
 
 
-def _formulas(path: Path) -> Iterator[pa.Table]:
-    return iter_tables(path, columns=["formula"])
+def _compositions(path: Path) -> Iterator[pa.Array]:
+    """Reduced formulas of a table of whatever origin, from its atoms: it may write them in another way."""
+    for piece in iter_tables(path, columns=["atomic_numbers"]):
+        numbers = list_values(piece["atomic_numbers"]).astype(np.int64)
+        counts = list_lengths(piece["atomic_numbers"])
+        counts = counts[counts > 0]
+        # only what atoms are there matters, not where
+        flat = FlatCrystals(
+            numbers=numbers,
+            frac=np.zeros((len(numbers), 3)),
+            lattice=np.zeros((len(counts), 3, 3)),
+            counts=counts,
+        )
+        known = np.ones(len(flat), dtype=bool)
+        known[flat.crystal_of_atom[(numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)]] = False
+        yield pa.array(formulas(flat.select(known)), pa.string())
