@@ -25,7 +25,7 @@ from dao_pipeline.config import Campaign, stage_settings
 from dao_pipeline.crysdb.clean import clean
 from dao_pipeline.crysdb.facts import Facts, facts_of, gather
 from dao_pipeline.crysdb.ledger import Ledger, Rejections
-from dao_pipeline.crysdb.select import Selection, select
+from dao_pipeline.crysdb.select import PHASES, Selection, select
 from dao_pipeline.crysdb.split import SPLITS, TRAIN
 from dao_pipeline.crysdb.store import Store, StoreWriter
 from dao_pipeline.crystals.flat import structure_columns
@@ -165,6 +165,9 @@ def _note(
         "crystals": len(test),
         "digest": crystals_digest(facts.ids.take(test), pa.chunked_array([formulas])),
     }
+    phases = raw.with_name(PHASES)
+    if campaign.crysdb.hull != "given" and phases.exists():
+        inputs["phases"] = phases
     origin = read_about(raw).get("inputs") or {}
     return provenance(
         STAGE,

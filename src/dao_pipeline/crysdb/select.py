@@ -37,6 +37,9 @@ from dao_pipeline.crysdb.store import Store, StoreWriter
 from dao_pipeline.crystals.table import read_table
 from dao_pipeline.errors import UserError
 
+PHASES = "phases.parquet"
+"""Competing phases, beside the raw crystals where their source has them."""
+
 Step = Callable[..., AbstractContextManager[None]]
 
 
@@ -179,7 +182,7 @@ def _label(campaign: Campaign, raw: Path, facts: Facts, living: _Living) -> dict
     about: dict[str, Any] = {}
     if limits.hull != "given":
         workers = campaign.compute.cpu.threads
-        about["own_hull"] = add_own_hull(facts, limits, _phases(raw.with_name("phases.parquet")), workers)
+        about["own_hull"] = add_own_hull(facts, limits, _phases(raw.with_name(PHASES)), workers)
     if lost := keep_methods(facts, limits.energy_methods):
         about["energies_left_out"] = lost
     above, limit = facts.e_above_hull, limits.max_e_above_hull
