@@ -128,6 +128,7 @@ def test_phases_of_the_source_count(tmp_path: Path) -> None:
     found = {row["id"]: row["e_above_hull"] for name in ("train", "val", "test") for row in rows[name]}
     assert found["t-48"] == pytest.approx(0.2)
     assert found["high"] == pytest.approx(0.5)
+    assert "phases" in read_about(tmp_path / "crysdb" / "train.parquet")["inputs"]
 
 
 def test_far_above_the_own_hull_is_rejected(tmp_path: Path) -> None:
