@@ -35,7 +35,7 @@ def crystal_files(path: Path) -> list[Path]:
     Raises UserError when there is none, and for a file of unknown kind.
     """
     if not path.exists():
-        raise UserError(f"{path}: no such file. Correct data.path.")
+        raise UserError(f"{path}: no such file. Correct the path.")
     known = ", ".join(KNOWN_SUFFIXES)
     if path.is_dir():
         inside = (
@@ -43,7 +43,7 @@ def crystal_files(path: Path) -> list[Path]:
         )
         files = [p for p in inside if p.is_file() and suffix_of(p) in KNOWN_SUFFIXES and p.name not in _OUTPUTS]
         if not files:
-            raise UserError(f"{path}: no file of crystals in this folder ({known}). Correct data.path.")
+            raise UserError(f"{path}: no file of crystals in this folder ({known}). Correct the path.")
         return sorted(files, key=lambda p: p.relative_to(path).as_posix())
     if suffix_of(path) not in KNOWN_SUFFIXES:
         raise UserError(f"{path}: unknown kind of file; known are {known}. Rename or convert it.")
