@@ -47,9 +47,9 @@ class Ids:
             row, first = int(found[other[0]]), int(place[int(other[0])].as_py())
             owner = next(name for end, name in self._names if first < end)
             raise UserError(
-                f"{key}: {len(other)} ids are other crystals in an earlier source: {table['id'][row]} is "
-                f"{table['formula'][row]} here and {self._earlier['formula'][first]} in {owner}. Give {key}.name, "
-                "which then stands before the ids."
+                f"{key}: the id {table['id'][row]} is {table['formula'][row]} here and "
+                f"{self._earlier['formula'][first]} in {owner} (such ids: {len(other)}). Give {key}.name, which "
+                "then stands before the ids."
             )
         if len(found):
             log.info("%d ids of %s are in earlier sources too; build_crysdb keeps one of each", len(found), name)

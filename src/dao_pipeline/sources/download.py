@@ -45,7 +45,8 @@ def download(campaign: Campaign, out: Path, work: Path | None = None) -> None:
         for one in taken:
             one.opened.done()
     for one in taken:
-        log.info("%d crystals from %s, %d rejected", one.crystals, one.name, sum(one.rejected.values()))
+        where = f" ({one.opened.file.name})" if one.opened.file else ""
+        log.info("%d crystals from %s%s, %d rejected", one.crystals, one.name, where, one.rejected.total())
 
 
 @contextmanager
