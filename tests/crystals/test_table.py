@@ -38,6 +38,26 @@ def test_pieces_or_at_once_is_the_same(tmp_path: Path) -> None:
     assert read_table(tmp_path / "one.parquet").equals(read_table(tmp_path / "two.parquet"))
 
 
+def test_any_cut_gives_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROW_GROUP", 50)
+    for size in (3, 50, 257):
+        with writing(tmp_path / f"{size}.parquet", TABLE.schema) as out:
+            for start in range(0, 257, size):
+                out.write(TABLE.slice(start, size))
+    assert len({(tmp_path / f"{size}.parquet").read_bytes() for size in (3, 50, 257)}) == 1
+
+
+def test_rows_and_description_may_be_known_only_at_the_end(tmp_path: Path) -> None:
+    schema = TABLE.schema.with_metadata({"dao_pipeline": "of the file that was read"})
+    with writing(tmp_path / "t.parquet", schema, {"stage": "x"}) as out:
+        out.write(TABLE)
+        out.write(TABLE.slice(0, 3))
+        out.about["examined"] = out.rows + 1
+    about = read_about(tmp_path / "t.parquet")
+    assert (about["stage"], about["rows"], about["examined"]) == ("x", 260, 261)
+    assert read_table(tmp_path / "t.parquet").num_rows == 260
+
+
 def test_no_rows_are_a_table_too(tmp_path: Path) -> None:
     with writing(tmp_path / "t.parquet", TABLE.schema, {}, 0):
         pass
