@@ -139,9 +139,9 @@ def decorate(path: Path, size: int, out: Path, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     schema = pa.schema([(name, COLUMNS[name].type) for name in (*CRYSTAL, "published")])
     seen: set[str] = set()
-    with writing(out, schema, {"stage": "download"}, size) as write:
+    with writing(out, schema, {"stage": "download"}, size) as out_file:
         for start in range(0, size, ROW_GROUP):
-            write(_piece(base, start, min(ROW_GROUP, size - start), rng, schema, seen))
+            out_file.write(_piece(base, start, min(ROW_GROUP, size - start), rng, schema, seen))
 
 
 def _piece(

@@ -362,6 +362,23 @@ BAD_YAML: dict[str, tuple[str, str]] = {
     "no YAML": ("name: [a\n", r"not valid YAML"),
     "binary": ("\x00\x01", r"not valid YAML"),
     "min above max": ("name: a\ncrysdb: {min_atoms: 9, max_atoms: 3}\n", r"min_atoms \(9\) exceeds max_atoms"),
+    "error in a list": (
+        "name: a\ndata: {sources: [{source: file}]}\n",
+        r"data.sources\[0\]: path: source is file",
+    ),
+    "one source and several": (
+        "name: a\ndata: {path: x.csv, limit: 3, sources: [{source: embedded}]}\n",
+        r"data: path, limit: sources is given, so write this into its entries",
+    ),
+    "no sources": ("name: a\ndata: {sources: []}\n", r"data.sources = \[\]: .*at least 1 item"),
+    "name of two sources": (
+        "name: a\ndata: {sources: [{name: x}, {name: x}]}\n",
+        r"data: sources: x is the name of several; rename one",
+    ),
+    "levels of theory of a server": (
+        "name: a\ndata: {source: optimade, optimade: {url: oqmd}, energy_method: {a: PBE}}\n",
+        r"energy_method: source is optimade, which needs a single level of theory",
+    ),
     "file without path": ("name: a\ndata: {source: file}\n", r"source is file, so name the file"),
 }
 

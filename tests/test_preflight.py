@@ -89,6 +89,33 @@ def test_all_problems_of_all_files_at_once(
         assert text in found[str(tmp_path / f"{name}.yaml")]
 
 
+def test_each_of_several_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_key(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    lithium, sodium = (
+        {"source": "file", "path": str(raw_file(tmp_path / f"{i}.parquet", [binary(i)]))} for i in range(2)
+    )
+    wanted = {"compositions": [{"formula": "Na2O"}, {"formula": "UO2"}]}
+    path = write(tmp_path / "a.yaml", data={"sources": [lithium, sodium]}, generate=wanted)
+    (line,) = problems(path)
+    assert (
+        "generate.compositions[1].formula = UO2: no crystal of 0.parquet and no crystal of 1.parquet con" in line
+    )
+    others = [
+        {"source": "file", "path": "nowhere.csv"},
+        {"source": "materials_project", "materials_project": {"elements": ["Qq"]}},
+        {"source": "optimade", "optimade": {"url": "oqdm"}},
+    ]
+    path = write(tmp_path / "a.yaml", data={"sources": [lithium, *others]}, generate=wanted)
+    found = [line.removeprefix(f"{path}: ") for line in problems(path)]
+    assert [line.split(" = ")[0] for line in found] == [
+        "data.sources[1].path",
+        "data.sources[2].source",
+        "data.sources[2].materials_project.elements",
+        "data.sources[3].optimade.url",
+    ]
+
+
 def test_loaded_campaigns_are_checked_with_their_overrides(crystals: dict[str, Any]) -> None:
     campaign = parse_campaign(
         {"name": "a", "data": crystals, "generate": {"compositions": [{"formula": "UO2"}]}}, "x"

@@ -37,7 +37,8 @@ def parse_campaign(values: Mapping[str, Any], origin: str) -> Campaign:
 
 
 def _describe(problem: Mapping[str, Any], origin: str) -> str:
-    key = ".".join(str(part) for part in problem["loc"]) or "(campaign)"
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
+    key = "".join(parts).removeprefix(".") or "(campaign)"
     if problem["type"] == "extra_forbidden":
         return f"{origin}: {key}: unknown key; see config/default.yaml for the keys there are."
     if problem["type"] == "missing":

@@ -110,9 +110,15 @@ class Network(Section):
     )
 
 
-class Data(Section):
-    """Stage download: where crystals come from."""
+class DataSource(Section):
+    """One source of crystals: what ships with the package, a file or folder, or a server."""
 
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+        description="goes into the column source, where a file does not fill it itself, and in front of every id, "
+        "as NAME:ID; null: the file's or server's own name, and ids as they are",
+    )
     source: Literal["embedded", "file", "materials_project", "optimade"] = Field(
         "embedded", description="embedded: the crystals that ship with the package, no network"
     )
@@ -126,8 +132,10 @@ class Data(Section):
         description="names under which the source carries values, where they differ from the usual ones, e.g. "
         "{formation_energy: ef_per_atom, published: year}",
     )
-    energy_method: str | None = Field(
-        None, description="level of theory of the energies in the file, e.g. PBE (recorded, never guessed)"
+    energy_method: str | dict[str, str] | None = Field(
+        None,
+        description="level of theory of the energies in the file, e.g. PBE (recorded, never guessed), or one for "
+        "each value of the file's column source, e.g. {oqmd: 'PBE, OQMD', mp: 'PBE, MP'}",
     )
     limit: int | None = Field(None, ge=1, description="use only the first so many crystals")
     seconds_per_crystal: float = Field(
@@ -141,6 +149,48 @@ class Data(Section):
     materials_project: MaterialsProject = MaterialsProject()
     optimade: Optimade = Optimade()
     network: Network = Network()
+
+    @model_validator(mode="after")
+    def _complete(self) -> DataSource:
+        if self.source == "file" and not self.path:
+            raise ValueError("path: source is file, so name the file (or use source: embedded)")
+        if self.source == "optimade" and not self.optimade.url:
+            raise ValueError("optimade.url: source is optimade, so name the server, e.g. oqmd")
+        if self.source != "file" and isinstance(self.energy_method, dict):
+            raise ValueError(f"energy_method: source is {self.source}, which needs a single level of theory")
+        return self
+
+
+class Data(DataSource):
+    """Stage download: where crystals come from."""
+
+    sources: list[DataSource] | None = Field(
+        None,
+        min_length=1,
+        description="several sources in place of the one above, each with the keys above, the most trusted first: "
+        "of equal crystals, build_crysdb keeps that of the earlier source",
+    )
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Data:
+        if self.sources is None:
+            return self
+        single = DataSource()
+        if given := [key for key in DataSource.model_fields if getattr(self, key) != getattr(single, key)]:
+            raise ValueError(f"{', '.join(given)}: sources is given, so write this into its entries")
+        names = [source.name for source in self.sources if source.name]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"sources: {', '.join(twice)} is the name of several; rename one, or put files that belong "
+                "together into one folder"
+            )
+        return self
+
+    def each(self) -> list[tuple[str, DataSource]]:
+        """Every source with the key that it stands under in the campaign: ``data`` or ``data.sources[0]``."""
+        if self.sources is None:
+            return [("data", self)]
+        return [(f"data.sources[{i}]", source) for i, source in enumerate(self.sources)]
 
 
 class Matcher(Section):
@@ -622,10 +672,6 @@ class Campaign(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Campaign:
-        if self.data.source == "file" and not self.data.path:
-            raise ValueError("data.path: source is file, so name the file (or use source: embedded)")
-        if self.data.source == "optimade" and not self.data.optimade.url:
-            raise ValueError("data.optimade.url: source is optimade, so name the server, e.g. oqmd")
         self.generate.sampling(self.process)
         for section in ("energy_model", "generator"):
             if getattr(self, section).backbone.distances != "none" and self.process.lattice_scale == "none":

@@ -27,6 +27,7 @@ _HEADER = f"""\
 """
 
 _EXAMPLES = {
+    "sources": "e.g. [{source: file, path: mine.csv}, {name: oqmd, source: optimade, optimade: {url: oqmd}}]",
     "compositions": "e.g. [{formula: SrTiO3}, {formula: TiO2, formula_units: 2}]",
 }
 

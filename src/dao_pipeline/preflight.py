@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dao_pipeline.campaign_files import load_campaign
-from dao_pipeline.config import Campaign, expand_path
+from dao_pipeline.config import Campaign, DataSource, expand_path
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
 from dao_pipeline.crystals.formula import parse_formula
 from dao_pipeline.crystals.schema import CRYSTAL
@@ -81,36 +82,53 @@ def _problems(campaigns: Mapping[Path, Campaign] | Mapping[str, Campaign]) -> li
 
 
 def _data(campaign: Campaign) -> Iterator[str]:
-    """Problems of the source, and elements that it cannot teach."""
-    data = campaign.data
-    if data.source == "materials_project":
-        yield from _materials_project(campaign)
-        return
-    if data.source == "optimade":
-        yield from _optimade(campaign)
-        return
-    if data.source == "embedded":
+    """Problems of the sources, and elements that all of them together cannot teach."""
+    taught: list[_Taught | None] = []
+    for key, source in campaign.data.each():
+        problems: list[str] = []
+        taught.append(_source(campaign, key, source, problems))
+        yield from problems
+    known = [one for one in taught if one is not None]
+    if len(known) == len(taught):  # else an element may be in the one that was not looked into
+        elements = set().union(*(one.elements for one in known))
+        yield from _unseen(campaign, elements, f"no {' and no '.join(one.what for one in known)} contains")
+
+
+class _Taught(NamedTuple):
+    """Elements of a source, and what it consists of, in words."""
+
+    elements: set[str]
+    what: str
+
+
+def _source(campaign: Campaign, key: str, source: DataSource, problems: list[str]) -> _Taught | None:
+    """What a source teaches, as far as that is known without much work; appends its problems."""
+    if source.source == "materials_project":
+        return _materials_project(campaign, key, source, problems)
+    if source.source == "optimade":
+        problems += _optimade(key, source)
+        return None
+    if source.source == "embedded":
         from dao_pipeline.sources.embedded import EMBEDDED_PATH
 
         path = EMBEDDED_PATH
-        key = "data.source = embedded"
+        named = f"{key}.source = embedded"
     else:
-        key = f"data.path = {data.path}"
+        named = f"{key}.path = {source.path}"
         try:
-            path = expand_path(data.path or "")
+            path = expand_path(source.path or "")
         except UserError as error:
-            yield f"{key}: {_reason(error)}"
-            return
+            problems.append(f"{named}: {_reason(error)}")
+            return None
     if not path.exists():
-        yield f"{key}: {path} does not exist; correct the path."
-        return
+        problems.append(f"{named}: {path} does not exist; correct the path.")
+        return None
     try:
         seen = _elements_if_cheap(path)
     except UserError as error:
-        yield f"{key}: {error}"
-        return
-    if seen is not None:
-        yield from _unseen(campaign, seen, f"no crystal of {path.name} contains")
+        problems.append(f"{named}: {error}")
+        return None
+    return None if seen is None else _Taught(seen, f"crystal of {path.name}")
 
 
 def _elements_if_cheap(path: Path) -> set[str] | None:
@@ -137,48 +155,51 @@ def _unseen(campaign: Campaign, seen: set[str], what: str) -> Iterator[str]:
             )
 
 
-def _materials_project(campaign: Campaign) -> Iterator[str]:
-    query = campaign.data.materials_project
+def _materials_project(campaign: Campaign, key: str, source: DataSource, problems: list[str]) -> _Taught | None:
+    query = source.materials_project
     try:
         if not materials_project_key() and not _is_downloaded(campaign):
-            yield f"data.source = materials_project: there is no key; {HOW_TO}."
+            problems.append(f"{key}.source = materials_project: there is no key; {HOW_TO}.")
     except UserError as error:
-        yield f"data.source = materials_project: {error}"
+        problems.append(f"{key}.source = materials_project: {error}")
+    key = f"{key}.materials_project"
     if query.endpoint is not None:
-        yield from _address("data.materials_project.endpoint", query.endpoint, with_key=True)
+        problems += _address(f"{key}.endpoint", query.endpoint, with_key=True)
     named = sorted({symbol for system in query.chemical_systems or [] for symbol in system.split("-")})
     asked = (
         ("elements", query.elements or []),
         ("exclude_elements", query.exclude_elements or []),
         ("chemical_systems", named),
     )
-    for key, symbols in asked:
+    for what, symbols in asked:
         if wrong := [s for s in symbols if s not in ATOMIC_NUMBERS and s != "*"]:
-            yield f"data.materials_project.{key} = {', '.join(wrong)}: no such element; correct the symbol."
-    if named and "*" not in named:
-        yield from _unseen(campaign, set(named), "no system of data.materials_project.chemical_systems contains")
+            problems.append(f"{key}.{what} = {', '.join(wrong)}: no such element; correct the symbol.")
+    if not named or "*" in named:
+        return None
+    return _Taught(set(named), f"system of {key}.chemical_systems")
 
 
 def _is_downloaded(campaign: Campaign) -> bool:
-    """Whether the crystals are there, so that nothing is asked of the network."""
+    """Whether the crystals are there, so that nothing is asked of the Materials Project."""
     work = Path("work", campaign.name, "download")
-    return Path("results", campaign.name, "raw", "crystals.parquet").exists() or any(work.glob("*/checksums.json"))
+    made = Path("results", campaign.name, "raw", "crystals.parquet")
+    return made.exists() or any(work.glob("materials_project-*/checksums.json"))
 
 
-def _optimade(campaign: Campaign) -> Iterator[str]:
+def _optimade(key: str, source: DataSource) -> Iterator[str]:
     from dao_pipeline.sources.kinds import OPTIMADE_NAMES
 
     if find_spec("optimade") is None:
-        yield "data.source = optimade: needs the optimade package; pip install 'dao-pipeline[optimade]'."
-    url = campaign.data.optimade.url or ""
+        yield f"{key}.source = optimade: needs the optimade package; pip install 'dao-pipeline[optimade]'."
+    url = source.optimade.url or ""
     if url not in OPTIMADE_NAMES:
         if "://" not in url:
             yield (
-                f"data.optimade.url = {url}: neither an address (https://...) nor one of the names "
+                f"{key}.optimade.url = {url}: neither an address (https://...) nor one of the names "
                 f"{', '.join(OPTIMADE_NAMES)}; correct it."
             )
         else:
-            yield from _address("data.optimade.url", url, with_key=False)
+            yield from _address(f"{key}.optimade.url", url, with_key=False)
 
 
 def _address(key: str, text: str, with_key: bool) -> Iterator[str]:

@@ -156,9 +156,9 @@ class Campaigns(Mapping[str, Campaign]):
     # inputs
 
     def raw_source(self, wildcards: Any) -> list[str]:
-        """The campaign's own file of crystals, so that an edit of it reruns the download."""
-        data = self[wildcards.campaign].data
-        return [str(expand_path(data.path))] if data.source == "file" and data.path else []
+        """The campaign's own files of crystals, so that an edit of one reruns the download."""
+        sources = [source for _, source in self[wildcards.campaign].data.each()]
+        return [str(expand_path(source.path)) for source in sources if source.source == "file" and source.path]
 
     def excluded(self, wildcards: Any) -> list[str]:
         """Tables whose compositions are kept out of training."""

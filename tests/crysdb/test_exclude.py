@@ -135,11 +135,16 @@ def test_another_test_split_may_not(tmp_path: Path) -> None:
     assert len(require_held_out(test, models, allow=True)) == 1
 
 
+def entry(name: str, crystals: int, digest: str) -> dict[str, Any]:
+    """What a raw table says of one of its sources."""
+    return {"name": name, "hash": digest, "crystals": crystals}
+
+
 def test_a_model_from_elsewhere_that_excluded_the_test_file(tmp_path: Path) -> None:
     """Trained with crysdb.exclude: [benchmark]; scored in a campaign whose crystals come from that file."""
     source = raw_file(tmp_path / "benchmark.parquet", ALL[:30])
     build(tmp_path / "big", ALL, crysdb={"exclude": [str(source)]})
-    write_table(to_table(ALL[:30]), tmp_path / "raw.parquet", {"inputs": {"file": {"hash": file_hash(source)}}})
+    write_table(to_table(ALL[:30]), tmp_path / "raw.parquet", {"sources": [entry("file", 30, file_hash(source))]})
     build_crysdb(campaign(crysdb={"test_fraction": 0.4}), tmp_path / "raw.parquet", tmp_path / "small")
     test = tmp_path / "small" / "test.parquet"
     excluded = history(tmp_path / "big" / "crysdb" / "train.parquet")
@@ -154,8 +159,8 @@ def test_a_model_from_elsewhere_that_excluded_the_test_file(tmp_path: Path) -> N
 def test_a_file_beside_the_excluded_one_is_not_excluded(tmp_path: Path) -> None:
     source = raw_file(tmp_path / "benchmark.parquet", ALL[:30])
     build(tmp_path / "big", ALL, crysdb={"exclude": [str(source)]})
-    inputs = {"one": {"hash": file_hash(source)}, "two": {"hash": "another"}}
-    write_table(to_table(ALL[:40]), tmp_path / "raw.parquet", {"inputs": inputs})
+    sources = [entry("one", 30, file_hash(source)), entry("two", 10, "another")]
+    write_table(to_table(ALL[:40]), tmp_path / "raw.parquet", {"sources": sources})
     build_crysdb(campaign(crysdb={"test_fraction": 0.4}), tmp_path / "raw.parquet", tmp_path / "small")
     models = {"generator": history(tmp_path / "big" / "crysdb" / "train.parquet")}
     with pytest.raises(UserError, match="but not these crystals"):

@@ -253,6 +253,6 @@ def _count(fault: Fault, out: Path, outcome: Outcome) -> Outcome:
     outcome.rows = len(ids)
     outcome.missing = len(expected - set(ids))
     outcome.twice = len(ids) - len(set(ids))
-    outcome.restarts = len(about["materials_project"]["restarts"])
+    outcome.restarts = len(about["sources"][0]["materials_project"]["restarts"])
     outcome.rejected = about["rejected"]
     return outcome

@@ -555,7 +555,7 @@ def test_a_worker_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_row_groups_are_bounded_and_independent_of_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dao_pipeline.sources.writer.ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("dao_pipeline.crystals.table.ROW_GROUP", 4)
     pq.write_table(pa.table(public_layout()), tmp_path / "three.parquet")
     shards = tmp_path / "shards"
     shards.mkdir()

@@ -67,7 +67,7 @@ def test_crystals_energies_and_provenance(server: Server, tmp_path: Path) -> Non
     assert rejected == expected
 
     about = read_about(tmp_path / "raw.parquet")
-    snapshot = about["materials_project"]
+    snapshot = about["sources"][0]["materials_project"]
     assert snapshot["database_version"] == VERSION
     assert snapshot["thermo_type"] == "GGA_GGA+U"
     assert snapshot["elements"] == ["Na"]
@@ -173,7 +173,9 @@ def test_a_second_run_needs_neither_network_nor_key(
     download(asked, tmp_path / "again.parquet", tmp_path / "work")
     assert read_table(tmp_path / "again.parquet").equals(first)
     assert read_table(tmp_path / "phases.parquet").num_rows == 2
-    old, new = (read_about(tmp_path / f"{name}.parquet")["materials_project"] for name in ("raw", "again"))
+    old, new = (
+        read_about(tmp_path / f"{name}.parquet")["sources"][0]["materials_project"] for name in ("raw", "again")
+    )
     assert new["requests"] == 0
     assert new["date"] == old["date"]
     assert new["checksum"] == old["checksum"]

@@ -59,7 +59,7 @@ def test_crystals_energies_and_provenance(server: Server, tmp_path: Path) -> Non
     np.testing.assert_allclose(table["formation_energy"].to_pylist(), [-1.0 - i for i in range(COUNT)])
     assert set(table["energy_method"].to_pylist()) == {"PBE"}
     assert len(set(table["source"].to_pylist())) == 1
-    about = read_about(tmp_path / "raw.parquet")["optimade"]
+    about = read_about(tmp_path / "raw.parquet")["sources"][0]["optimade"]
     assert about["pages"] == 4
     assert (about["ids"], about["announced"], about["steady"]) == (COUNT, [COUNT], True)
     assert about["fields"] == FIELDS
@@ -219,7 +219,7 @@ def test_an_entry_that_vanishes_between_pages(
     assert len(set(found)) == len(found)
     assert set(found) == {f"oqmd-{i:02d}" for i in range(COUNT)} - {"oqmd-01"}
     assert "reading all pages again" in caplog.text
-    assert read_about(tmp_path / "raw.parquet")["optimade"]["announced"] == [COUNT - 1]
+    assert read_about(tmp_path / "raw.parquet")["sources"][0]["optimade"]["announced"] == [COUNT - 1]
 
 
 def test_no_such_server(server: Server, tmp_path: Path) -> None:

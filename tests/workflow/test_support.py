@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from dao_pipeline.errors import UserError
 from dao_pipeline.stage_code import stage_code_hash, stage_modules
 from dao_pipeline.workflow_support import (
     STAGES,
+    Campaigns,
     load_campaigns,
     planned_shard,
     stage_files,
@@ -42,6 +44,18 @@ def test_configfiles_are_one_campaign_and_options_win(tmp_path: Path) -> None:
     assert origin == f"{first} + {second}"
     assert campaign.name == "b"
     assert (campaign.seed, campaign.generate.samples, campaign.generate.steps) == (1, 5, 50)
+
+
+def test_files_of_all_sources_are_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SETS", "/sets")
+    files = [{"source": "file", "path": path} for path in ("$SETS/a.csv", "b")]
+    for data, paths in (
+        ({"sources": [files[0], {"source": "embedded"}, files[1]]}, ["/sets/a.csv", "b"]),
+        (files[0], ["/sets/a.csv"]),
+        ({"source": "materials_project"}, []),
+    ):
+        campaigns = Campaigns({"x": parse_campaign({"name": "x", "data": data}, "x")})
+        assert campaigns.raw_source(SimpleNamespace(campaign="x")) == paths
 
 
 @pytest.mark.parametrize("several", [True, False])

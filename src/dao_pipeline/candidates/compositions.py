@@ -123,8 +123,8 @@ def campaign_compositions(campaign: Campaign, crysdb: Path) -> list[Requested]:
 
 
 def _preferred(campaign: Campaign) -> Sequence[str]:
-    """Ids of the demo's targets, where the embedded crystals are the source."""
-    if campaign.data.source != "embedded":
+    """Ids of the demo's targets, where the embedded crystals are a source."""
+    if all(source.source != "embedded" for _, source in campaign.data.each()):
         return ()
     from dao_pipeline.sources.embedded import DEMO_TARGETS
 

@@ -168,7 +168,7 @@ def _note(
     phases = raw.with_name(PHASES)
     if campaign.crysdb.hull != "given" and phases.exists():
         inputs["phases"] = phases
-    origin = read_about(raw).get("inputs") or {}
+    origin = read_about(raw).get("sources") or []
     return provenance(
         STAGE,
         campaign=campaign.name,
@@ -178,7 +178,7 @@ def _note(
         label=campaign.energy_model.label,
         **chosen.about,
         held_out=[own_test, *(e.about(campaign.crysdb.exclude_by, n) for e, n in chosen.removed())],
-        sources={name: entry["hash"] for name, entry in origin.items()} or {"raw": file_hash(raw)},
+        sources={entry["name"]: entry["hash"] for entry in origin} or {"raw": file_hash(raw)},
         coverage=_coverage(facts, chosen, rejections, raw_sources),
     )
 
@@ -231,8 +231,8 @@ def _write(raw: Path, store: Store, facts: Facts, chosen: Selection, out: Path, 
             }
             values = [new.get(name, table[name]) for name in columns]
             table = pa.table(values, schema=schema)
-            for k, write in enumerate((train, val, test)):
-                write(table.filter(pa.array(side == k)))
+            for k, split in enumerate((train, val, test)):
+                split.write(table.filter(pa.array(side == k)))
 
 
 def _require_training(campaign: Campaign, facts: Facts, chosen: Selection, counts: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ from dao_pipeline.crysdb.split import (
     propose_dates,
 )
 from dao_pipeline.crysdb.store import Store, StoreWriter
-from dao_pipeline.crystals.table import read_table
+from dao_pipeline.crystals.table import read_about, read_table
 from dao_pipeline.errors import UserError
 
 PHASES = "phases.parquet"
@@ -104,7 +104,7 @@ def select(
         about = _label(campaign, raw, facts, living)
     # only now, so that an unusable row does not stand in the way of a usable one
     given = facts.given.code if limits.use_given_split else np.full(len(facts), -1, dtype=np.int32)
-    rank = preference(facts, store.counts, given, limits)
+    rank = preference(facts, store.counts, given, limits, _place_of_source(raw, facts))
     with step("exclude"):
         first = _repeated(facts.ids, rank, living.mask)
         living.reject(first >= 0, "duplicate_id", lambda i: f"row {facts.row[first[i]]} has this id")
@@ -152,13 +152,16 @@ def select(
     return chosen
 
 
-def preference(facts: Facts, atoms: np.ndarray, given: np.ndarray, limits: CrysDB) -> np.ndarray:
+def preference(
+    facts: Facts, atoms: np.ndarray, given: np.ndarray, limits: CrysDB, place_of_source: np.ndarray
+) -> np.ndarray:
     """(m,) which of several equal crystals is kept, the lowest.
 
     One in the given test or val split stays there, its copies elsewhere go; with ``split: time``, the first
     published (what was known before is no discovery); a relaxed crystal rather than a precursor; the preferred
-    source; one with a hull distance, or else a formation energy, rather than none, and the lowest of them; the
-    smallest cell; the first by id. Nothing depends on the order of the table, except between rows of one id.
+    source (``dedup.prefer``), then the earlier of ``data.sources``; one with a hull distance, or else a formation
+    energy, rather than none, and the lowest of them; the smallest cell; the first by id. Nothing depends on the
+    order of a source's crystals, except between rows of one id.
     """
     side = np.select([given == TEST, given == VAL], [0, 1], 2)
     date = np.zeros(len(facts), dtype=np.int64)
@@ -170,10 +173,17 @@ def preference(facts: Facts, atoms: np.ndarray, given: np.ndarray, limits: CrysD
     by_id = np.empty(len(facts), dtype=np.int64)
     by_id[pc.sort_indices(facts.ids).to_numpy()] = np.arange(len(facts))
     # np.lexsort: the last key is the most important; NaN, unknown, comes last
-    keys = (by_id, atoms, facts.formation_energy, facts.e_above_hull, place, facts.precursor, date, side)
+    energies = (facts.formation_energy, facts.e_above_hull)
+    keys = (by_id, atoms, *energies, place_of_source, place, facts.precursor, date, side)
     rank = np.empty(len(facts), dtype=np.int64)
     rank[np.lexsort(keys)] = np.arange(len(facts))
     return rank
+
+
+def _place_of_source(raw: Path, facts: Facts) -> np.ndarray:
+    """(m,) which of the campaign's sources each crystal is from: the raw table has them one after another."""
+    ends = np.cumsum([entry["crystals"] for entry in read_about(raw).get("sources") or []], dtype=np.int64)
+    return np.searchsorted(ends, facts.row, side="right")
 
 
 def _label(campaign: Campaign, raw: Path, facts: Facts, living: _Living) -> dict[str, Any]:

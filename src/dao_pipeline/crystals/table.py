@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -108,44 +108,66 @@ def write_table(table: pa.Table, path: Path, about: dict[str, Any]) -> None:
 
     Raises ValueError when a column of the crystal table has another type than ``schema.COLUMNS`` says.
     """
-    with writing(path, table.schema, about, table.num_rows) as write:
-        write(table)
+    with writing(path, table.schema, about) as out:
+        out.write(table)
+
+
+class TableWriter:
+    """A Parquet file that is written piece by piece: memory does not grow with the number of rows.
+
+    Pieces are collected into row groups of ``ROW_GROUP`` rows, so any cut of the same rows gives the same file.
+
+    about: what the file says about itself; may be filled until the end. rows: written so far.
+    """
+
+    def __init__(self, writer: pq.ParquetWriter, about: dict[str, Any]) -> None:
+        self.about = about
+        self.rows = 0
+        self._writer = writer
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+
+    def write(self, piece: pa.Table) -> None:
+        """Append rows; columns are taken by name."""
+        self._waiting.append(piece.select(self._writer.schema.names).replace_schema_metadata())
+        self._waiting_rows += piece.num_rows
+        self.rows += piece.num_rows
+        if self._waiting_rows >= ROW_GROUP:
+            self._flush(whole_groups=True)
+
+    def _flush(self, whole_groups: bool) -> None:
+        rows = pa.concat_tables([self._writer.schema.empty_table(), *self._waiting])
+        end = rows.num_rows - rows.num_rows % ROW_GROUP if whole_groups else rows.num_rows
+        for start in range(0, end, ROW_GROUP):
+            group = rows.slice(start, min(ROW_GROUP, end - start))
+            self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP)
+        self._waiting, self._waiting_rows = [rows.slice(end)], rows.num_rows - end
+
+    def finish(self) -> None:
+        """Write the last rows, and into the footer ``about``, schema version and row count."""
+        self._flush(whole_groups=False)
+        note = {"schema_version": SCHEMA_VERSION, "rows": self.rows, **self.about}
+        self._writer.add_key_value_metadata({_KEY: json.dumps(note, default=str).encode()})
 
 
 @contextmanager
 def writing(
-    path: Path, schema: pa.Schema, about: dict[str, Any], rows: int
-) -> Iterator[Callable[[pa.Table], None]]:
-    """Write a table of ``rows`` rows in pieces, in bounded memory: yields the function that appends a piece.
+    path: Path, schema: pa.Schema, about: dict[str, Any] | None = None, rows: int | None = None
+) -> Iterator[TableWriter]:
+    """Write a table in pieces: yields what takes them. The file appears when the block has succeeded.
 
     Like ``write_table`` otherwise. Raises RuntimeError, and leaves no file, when the pieces have other than
-    ``rows`` rows together.
+    ``rows`` rows together, where that is given.
     """
     _check_columns(schema, path)
-    note = {"schema_version": SCHEMA_VERSION, "rows": rows, **about}
-    schema = schema.with_metadata({_KEY: json.dumps(note, default=str).encode()})
-    pending = [schema.empty_table()]
-    written = 0
+    schema = schema.remove_metadata()  # of the file that it was read from
     with replacing(path) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-
-            def flush(whole_groups: bool) -> None:
-                table = pa.concat_tables(pending)
-                end = table.num_rows - (table.num_rows % ROW_GROUP if whole_groups else 0)
-                writer.write_table(table.slice(0, end), row_group_size=ROW_GROUP)
-                pending[:] = [table.slice(end)]
-
-            def write(piece: pa.Table) -> None:
-                nonlocal written
-                pending.append(piece.select(schema.names).replace_schema_metadata(schema.metadata))
-                written += piece.num_rows
-                if sum(table.num_rows for table in pending) >= ROW_GROUP:
-                    flush(whole_groups=True)
-
-            yield write
-            flush(whole_groups=False)
-        if written != rows:
-            raise RuntimeError(f"{path}: {written} rows written, {rows} announced")
+            out = TableWriter(writer, dict(about or {}))
+            yield out
+            out.finish()
+        if rows is not None and out.rows != rows:
+            raise RuntimeError(f"{path}: {out.rows} rows written, {rows} announced")
 
 
 def write_rejected(rows: Iterable[dict[str, str]], path: Path, about: dict[str, Any]) -> None:
@@ -237,9 +259,3 @@ def require_crystals(path: Path) -> None:
             f"{path}: columns {', '.join(missing)} are missing; this is no crystal table. "
             "Import foreign files with the download stage (data.source: file)."
         )
-
-
-def file_metadata(about: dict[str, Any], rows: int) -> dict[bytes, bytes]:
-    """What a file says about itself as Parquet metadata, for writers that know it only at the end."""
-    note = {"schema_version": SCHEMA_VERSION, "rows": rows, **about}
-    return {_KEY: json.dumps(note, default=str).encode()}

@@ -57,7 +57,7 @@ def present(names: Mapping[str, tuple[str, ...]], available: Iterable[str]) -> d
 def from_columns(
     table: pa.Table,
     source: str,
-    energy_method: str | None,
+    energy_method: str | Mapping[str, str] | None,
     origin: str,
     first_row: int = 0,
     columns: Mapping[str, str] | None = None,
@@ -65,9 +65,9 @@ def from_columns(
 ) -> Imported:
     """A table in any of the known layouts as a crystal table.
 
-    ``source`` and ``energy_method`` fill rows that do not name their own. Ids that are missing become
-    ``<id_prefix>row:<number in the file>``. Energies that are not finite become null. ``columns`` names those
-    that the table carries under names of its own.
+    ``source`` and ``energy_method`` (one, or one for each source) fill rows that do not name their own. Ids that
+    are missing become ``<id_prefix>row:<number in the file>``. Energies that are not finite become null.
+    ``columns`` names those that the table carries under names of its own.
 
     Raises UserError when a structure column is missing or of a type that cannot hold it.
     """
@@ -167,7 +167,7 @@ def _facts(
     found: Mapping[str, str],
     ids: list[str],
     source: str,
-    energy_method: str | None,
+    energy_method: str | Mapping[str, str] | None,
     origin: str,
 ) -> dict[str, pa.Array]:
     """Everything but the structure, with the types of the schema."""
@@ -185,9 +185,17 @@ def _facts(
             columns[name] = _finite(table[given], given, origin, whole=name == "spacegroup").cast(wanted)
     columns["source"] = pc.fill_null(columns["source"], source)
     has_energy = pc.or_(pc.is_valid(columns["formation_energy"]), pc.is_valid(columns["e_above_hull"]))
-    method = pc.fill_null(columns["energy_method"], energy_method) if energy_method else columns["energy_method"]
+    method = pc.coalesce(columns["energy_method"], _methods(columns["source"], energy_method))
     columns["energy_method"] = pc.if_else(has_energy, method, pa.scalar(None, pa.string()))
     return columns
+
+
+def _methods(sources: pa.ChunkedArray, wanted: str | Mapping[str, str] | None) -> pa.ChunkedArray | pa.Scalar:
+    """Level of theory for rows that name none: one for all, or by source."""
+    if not isinstance(wanted, Mapping):
+        return pa.scalar(wanted or None, pa.string())
+    place = pc.index_in(sources, value_set=pa.array(list(wanted), pa.string()))
+    return pa.chunked_array([pa.array(list(wanted.values()), pa.string())]).take(place)
 
 
 def _text(column: pa.ChunkedArray, name: str, origin: str) -> pa.ChunkedArray:

@@ -16,12 +16,12 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dao_pipeline.config import Data
-from dao_pipeline.crystals.table import file_hash, read_about
+from dao_pipeline.config import DataSource
+from dao_pipeline.crystals.table import ROW_GROUP, file_hash, read_about
 from dao_pipeline.errors import UserError
 from dao_pipeline.parallel import available_cpus
 from dao_pipeline.sources.columns import STRUCTURE, from_columns, names_of
-from dao_pipeline.sources.imported import ROWS_AT_ONCE, Imported, Source, cut
+from dao_pipeline.sources.imported import Imported, Source, cut
 from dao_pipeline.sources.kinds import crystal_files, suffix_of
 from dao_pipeline.sources.parse import Batch, parse_batch
 from dao_pipeline.sources.parts import Parts
@@ -37,23 +37,27 @@ _IN_PROCESS = 3_000
 """Fewer records than this are parsed here: starting processes costs seconds, a plain CIF half a millisecond."""
 
 
-def file_source(path: Path, data: Data, *, processes: int = 1, work: Path | None = None) -> Source:
-    """The crystals of a file or folder, piece by piece; parsed pieces are kept in ``work`` until all are done.
+def file_source(path: Path, data: DataSource, *, processes: int = 1, work: Path | None = None) -> Source:
+    """The crystals of a file or folder, piece by piece; parsed pieces are kept in ``work`` until ``done``.
 
     Raises UserError for files that are missing, unreadable, empty or of another kind.
     """
     reader = _Reader(path, data, processes, work)
-    return Source(reader.parts(), {"inputs": {data.source: path}})
+    return Source(reader.parts(), file=path, done=reader.forget)
 
 
 def read_crystals(
-    path: Path, *, energy_method: str | None = None, limit: int | None = None, processes: int = 1
+    path: Path,
+    *,
+    energy_method: str | dict[str, str] | None = None,
+    limit: int | None = None,
+    processes: int = 1,
 ) -> Imported:
     """Read a file or folder of crystals whole; ``limit`` stops after the first so many usable ones.
 
     Raises UserError for files that are missing, unreadable, empty or of another kind.
     """
-    data = Data(source="file", path=str(path), energy_method=energy_method, limit=limit)
+    data = DataSource(source="file", path=str(path), energy_method=energy_method, limit=limit)
     tables: list[pa.Table] = []
     result = Imported(pa.table({}))
     usable = 0
@@ -71,7 +75,7 @@ def read_crystals(
 
 
 class _Reader:
-    def __init__(self, path: Path, data: Data, processes: int, work: Path | None) -> None:
+    def __init__(self, path: Path, data: DataSource, processes: int, work: Path | None) -> None:
         self.path, self.data = path, data
         self.columns: dict[str, str] = {str(name): given for name, given in data.columns.items()}
         self.pool = _Pool(processes)
@@ -90,6 +94,9 @@ class _Reader:
                     yield part
         if examined == 0:
             raise UserError(f"{self.path}: no crystals in this file. Name a file with at least one row.")
+
+    def forget(self) -> None:
+        """Remove the kept pieces."""
         if self.kept is not None:
             self.kept.clear()
 
@@ -114,6 +121,8 @@ class _Reader:
         return f"{self._name(file)}:" if self.path.is_dir() and suffix_of(file) != ".cif" else ""
 
     def _source(self, file: Path) -> str:
+        if self.data.name:
+            return self.data.name
         several = self.path.is_dir() and suffix_of(file) in (".cif", ".parquet")
         return self.path.name if several else file.name.split(".")[0]
 
@@ -177,7 +186,7 @@ class _Reader:
                 "columns": self.columns,
                 "group": _GROUP,
             }
-            asked |= self.data.model_dump(include={"energy_method", "limit", "seconds_per_crystal"})
+            asked |= self.data.model_dump(include={"name", "energy_method", "limit", "seconds_per_crystal"})
             self.kept = Parts(self.work, "file", asked)
         return self.kept
 
@@ -194,7 +203,7 @@ def _tables(file: Path, columns: Mapping[str, str]) -> Iterator[pa.Table]:
         names = [name for name in stored.schema_arrow.names if name in wanted]
         if rows == 0:
             yield pa.Table.from_batches([], stored.schema_arrow).select(names)
-        for batch in stored.iter_batches(batch_size=ROWS_AT_ONCE, columns=names):
+        for batch in stored.iter_batches(batch_size=ROW_GROUP, columns=names):
             yield pa.Table.from_batches([batch])
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{file}: damaged Parquet file ({error}). Delete it and rerun its stage.") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -18,9 +18,6 @@ OPTIONAL = ("published", "precursor_of")
 RAW_SCHEMA = pa.schema([pa.field(name, COLUMNS[name].type) for name in (*CRYSTAL, *OPTIONAL)])
 """Columns of the table that the download stage writes."""
 
-ROWS_AT_ONCE = 10_000
-"""Crystals in memory at a time, and rows of a row group."""
-
 
 @dataclass
 class Imported:
@@ -33,11 +30,18 @@ class Imported:
 
 @dataclass
 class Source:
-    """Crystals piece by piece, what provenance says about them, and further tables that go beside them."""
+    """Crystals piece by piece, and what belongs to them.
+
+    file: what they are read from, if it is no server. snapshot: what provenance says of a server's; its
+    ``checksum`` is over all of it. tables: further ones that go beside the crystals. done: called when all
+    crystals are safely written, to remove what was kept for an interruption.
+    """
 
     parts: Iterator[Imported]
-    about: dict[str, Any] = field(default_factory=dict)
+    file: Path | None = None
+    snapshot: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, Path] = field(default_factory=dict)
+    done: Callable[[], None] = lambda: None
 
 
 def rejected_row(name: str, reason: str, detail: str) -> dict[str, str]:

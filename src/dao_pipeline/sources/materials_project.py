@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dao_pipeline.config import Data, MaterialsProject, Network
+from dao_pipeline.config import DataSource, MaterialsProject, Network
 from dao_pipeline.errors import UserError
 from dao_pipeline.progress import Reporter
 from dao_pipeline.sources.imported import Source
@@ -30,8 +30,8 @@ _RESTARTS = 3
 """New database versions in the midst of one download, at most."""
 
 
-def materials_project(data: Data, work: Path) -> Source:
-    """Crystals that ``data.materials_project`` asks for, in order of their number, from the snapshot in ``work``.
+def materials_project(data: DataSource, work: Path) -> Source:
+    """Crystals that a source's ``materials_project`` asks for, in order of their number, from the snapshot.
 
     What the snapshot lacks is fetched into it; a complete one needs no network and no key. Deprecated entries are
     left out. Crystals without an energy of the thermo_type, or outside the limits above the hull, are rejected.
@@ -129,7 +129,7 @@ class _Snapshot:
             "restarts": note["restarts"],
         }
         tables = {"phases": self.parts.path("phases")} if self.query.phases else {}
-        return Source((self.parts.read(name) for name in chunks), {"materials_project": about}, tables)
+        return Source((self.parts.read(name) for name in chunks), snapshot=about, tables=tables)
 
 
 def _words(query: MaterialsProject) -> str:

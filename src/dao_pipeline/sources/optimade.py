@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 import pyarrow as pa
 import requests
 
-from dao_pipeline.config import Data, Network
+from dao_pipeline.config import DataSource, Network
 from dao_pipeline.errors import ContinueLater, UserError
 from dao_pipeline.sources.http import PatientAdapter, Refused, Unreachable
 from dao_pipeline.sources.imported import Imported, Source
@@ -32,8 +32,8 @@ _NO_LIMIT = 1_000_000_000
 """The client compares with it, and fails on None."""
 
 
-def optimade(data: Data, work: Path) -> Source:
-    """Crystals that ``data.optimade`` asks for, in the server's order, from the snapshot in ``work``.
+def optimade(data: DataSource, work: Path) -> Source:
+    """Crystals that a source's ``optimade`` asks for, in the server's order, from the snapshot in ``work``.
 
     What the snapshot lacks is fetched into it. Disordered structures, and those that are not periodic in three
     directions, are rejected with the reason. An entry that is sent twice counts once.
@@ -45,12 +45,13 @@ def optimade(data: Data, work: Path) -> Source:
 
 
 class _Download:
-    def __init__(self, data: Data, work: Path) -> None:
+    def __init__(self, data: DataSource, work: Path) -> None:
         self.data, self.query = data, data.optimade
         self.database = database_of(self.query.url or "")
         named = {str(name): path for name, path in data.columns.items()}
         self.fields = dict(self.database.fields) | named
-        self.method = data.energy_method or self.database.energy_method
+        given = data.energy_method if isinstance(data.energy_method, str) else None
+        self.method = given or self.database.energy_method
         known = self.query.url if "://" not in (self.query.url or "") else urlsplit(self.database.url).netloc
         self.name = str(known)
         asked = self.query.model_dump(mode="json") | {
@@ -82,7 +83,7 @@ class _Download:
         if not self.fields.keys() & {"formation_energy", "e_above_hull"}:
             log.warning("%s: no energies are known of; if it has any, name them in data.columns", self.name)
         about = self._about(notes, received) | {"announced": announced, "steady": steady, "whole": whole}
-        return Source(self._pieces(pages), {"optimade": about})
+        return Source(self._pieces(pages), snapshot=about)
 
     def _fetch(self) -> list[str]:
         """Names of the pages that are needed; those that are missing are fetched."""

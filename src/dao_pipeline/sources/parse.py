@@ -43,7 +43,7 @@ class Batch:
 
     records: Sequence[Record]
     source: str
-    energy_method: str | None = None
+    energy_method: str | Mapping[str, str] | None = None
     seconds: float = 30.0
     columns: Mapping[str, str] = field(default_factory=dict)
 
