@@ -25,6 +25,7 @@ from dao_pipeline.model.crysformer import Crysformer, Output
 from dao_pipeline.model.dao import About, DaoModel, load_model, save_model
 from dao_pipeline.process.objective import GeneratorObjective
 from dao_pipeline.sources.embedded import load
+from dao_pipeline.training.generator import finetune_generator
 from dao_pipeline.training.loop import train
 
 BACKBONE = Backbone(preset="tiny", layers=2, width=32, heads=4, frequencies=8)
@@ -175,6 +176,13 @@ def test_models_of_two_processes_do_not_guide_each_other(folder: Path) -> None:
     ):
         generate(folder, "flow", energy="diffusion", guidance_scale=1.0)
     generate(folder, "flow", energy="diffusion", steps=10)  # unguided: DAO-P does not matter
+
+
+def test_fine_tuning_refuses_what_the_campaign_could_not_use(folder: Path, tmp_path: Path) -> None:
+    """At once, not when its result is to be sampled."""
+    values = {"name": "test", "process": {"kind": "diffusion"}}
+    with pytest.raises(UserError, match=r"g-flow: it was trained with process.kind = flow; this campaign"):
+        finetune_generator(parse_campaign(values, "test"), tmp_path, tmp_path, tmp_path, init=folder / "g-flow")
 
 
 def test_settings_of_the_other_process_are_refused(folder: Path) -> None:

@@ -64,9 +64,13 @@ def pretrain_generator(
 def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, *, init: Path) -> None:
     """Fine-tune on the stable part of the training split, all of it, or the table named in the campaign.
 
-    Raises UserError for a table with elements beyond the models' last one, or without crystals.
+    Raises UserError for a table with elements beyond the models' last one, or without crystals, and for a model
+    whose process the campaign cannot sample or guide (``Campaign.refusal``).
     """
     settings = campaign.finetune
+    model = _generator(init)
+    if refusal := campaign.refusal(model.process):
+        raise UserError(f"{init}: {refusal}.")
     source = expand_path(settings.path) if settings.path else crysdb / "train.parquet"
     require_crystals(source)
     crystals = read_table(source)
@@ -78,7 +82,7 @@ def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, 
             "the hull; raise it, or set finetune.crystals: all."
         )
     train_to_directory(
-        _generator(init),
+        model,
         GeneratorObjective(),
         crystals,
         stable(read_table(crysdb / "val.parquet"), campaign.crysdb.stable_threshold),
