@@ -273,7 +273,7 @@ class Process(Section):
 
     def difference(self, other: Process) -> str | None:
         """The first setting by which the noise of the two differs, or None: one cannot guide the other then."""
-        names = ("kind", "timesteps", "sigma_min", "sigma_max")
+        names = ("kind", "timesteps", "sigma_min", "sigma_max", "lattice_scale")
         return next((name for name in names if getattr(self, name) != getattr(other, name)), None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,17 @@ def test_models_of_two_processes_do_not_guide_each_other(folder: Path) -> None:
     ):
         generate(folder, "flow", energy="diffusion", guidance_scale=1.0)
     generate(folder, "flow", energy="diffusion", steps=10)  # unguided: DAO-P does not matter
+
+
+def test_noise_in_another_unit_does_not_guide(folder: Path) -> None:
+    """Noise of one angstrom is not noise of one expected edge, which is some 4 angstrom."""
+    backbone = BACKBONE.model_copy(update={"distances": "none"})
+    about = load_model(folder / "p-diffusion").about
+    process = Process(lattice_scale="none").model_dump()
+    other = DaoModel(replace(about, backbone=backbone.model_dump(), process=process), np.full(101, 15.0))
+    save_model(other, folder / "p-angstrom")
+    with pytest.raises(UserError, match=r"process.lattice_scale = none, DAO-G with composition"):
+        generate(folder, "diffusion", energy="angstrom", guidance_scale=1.0)
 
 
 def test_fine_tuning_refuses_what_the_campaign_could_not_use(folder: Path, tmp_path: Path) -> None:
