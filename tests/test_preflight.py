@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -132,7 +133,29 @@ def test_model_directory(tmp_path: Path, crystals: dict[str, Any]) -> None:
     (tmp_path / "model" / "config.json").write_text("{}")
     assert "model.safetensors not found" in problems(path)[0]
     (tmp_path / "model" / "model.safetensors").touch()
+    assert "config.json describes no model (KeyError: 'kind')" in problems(path)[0]
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"kind": "dao_p", "process": {}}))
+    assert "a dao_p model cannot generate" in problems(path)[0]
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"kind": "dao_g", "process": {}}))
     check_campaigns([path])
+
+
+def test_a_model_of_the_other_process(tmp_path: Path, crystals: dict[str, Any]) -> None:
+    """Neither guided by this campaign's DAO-P nor sampled with settings of the campaign's process."""
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "dao_g", "process": {"kind": "flow"}}))
+    pretrained = {"data": crystals, "generator": {"pretrained": str(tmp_path)}}
+    guided = write(tmp_path / "a.yaml", **pretrained)
+    assert (
+        "trained with process.kind = flow; this campaign, and so its DAO-P, has diffusion" in problems(guided)[0]
+    )
+    check_campaigns([write(tmp_path / "a.yaml", **pretrained, generate={"guidance_scale": 0})])
+    foreign = {"guidance_scale": 0, "corrector": True}
+    assert (
+        "generate.corrector (True) has no meaning for process.kind: flow"
+        in problems(write(tmp_path / "a.yaml", **pretrained, generate=foreign))[0]
+    )
+    check_campaigns([write(tmp_path / "a.yaml", **pretrained, process={"kind": "flow"})])
 
 
 def test_finetuning_table_must_be_one(tmp_path: Path, crystals: dict[str, Any]) -> None:

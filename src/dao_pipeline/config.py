@@ -321,6 +321,11 @@ class Process(Section):
                 raise ValueError(f"{name} belongs to kind: diffusion; a flow ends in uniform noise. Leave it out")
         return self
 
+    def difference(self, other: Process) -> str | None:
+        """The first setting by which the noise of the two differs, or None: one cannot guide the other then."""
+        names = ("kind", "timesteps", "sigma_min", "sigma_max", "lattice_scale")
+        return next((name for name in names if getattr(self, name) != getattr(other, name)), None)
+
 
 class Backbone(Section):
     """Crysformer. Presets: tiny (4 layers, width 96), small (8, 256), base (12, 384: the paper)."""
@@ -687,6 +692,23 @@ class Campaign(Section):
                     "use fewer formula units or raise the limit"
                 )
         return self
+
+    def refusal(self, process: Process) -> str | None:
+        """Why a generator that was trained on ``process`` is of no use to this campaign; None if it is.
+
+        It may be another process than the campaign's, on which DAO-P is trained, if nothing is guided.
+        """
+        try:
+            self.generate.sampling(process)
+        except ValueError as error:
+            return f"{error}. Change the setting, or name another model"
+        if self.generate.guidance_scale > 0 and (name := self.process.difference(process)):
+            return (
+                f"it was trained with process.{name} = {getattr(process, name)}; this campaign, and so its DAO-P, "
+                f"has {getattr(self.process, name)}, and DAO-P could not guide it. Use one process, or set "
+                "generate.guidance_scale: 0"
+            )
+        return None
 
 
 STAGE_SETTINGS: dict[str, tuple[str, ...]] = {

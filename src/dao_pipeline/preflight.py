@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dao_pipeline.campaign_files import load_campaign
-from dao_pipeline.config import Campaign, DataSource, expand_path
+from dao_pipeline.config import Campaign, DataSource, Process, expand_path
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
 from dao_pipeline.crystals.formula import parse_formula
 from dao_pipeline.crystals.schema import CRYSTAL
@@ -267,6 +268,20 @@ def _pretrained(campaign: Campaign) -> Iterator[str]:
             f"generator.pretrained = {text}: {' and '.join(missing)} not found in {folder}; name a model "
             "directory, or leave the key out to pretrain."
         )
+        return
+    try:
+        note = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind, process = note["kind"], Process.model_validate(note["process"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield (
+            f"generator.pretrained = {text}: {folder / 'config.json'} describes no model "
+            f"({type(error).__name__}: {error}); name another directory."
+        )
+        return
+    if kind != "dao_g":
+        yield f"generator.pretrained = {text}: a {kind} model cannot generate; name a DAO-G directory."
+    elif refusal := campaign.refusal(process):
+        yield f"generator.pretrained = {text}: {refusal}."
 
 
 def _qe(campaign: Campaign) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from dao_pipeline.model.crysformer import Crysformer, Output
 from dao_pipeline.model.dao import About, DaoModel, load_model, save_model
 from dao_pipeline.process.objective import GeneratorObjective
 from dao_pipeline.sources.embedded import load
+from dao_pipeline.training.generator import finetune_generator
 from dao_pipeline.training.loop import train
 
 BACKBONE = Backbone(preset="tiny", layers=2, width=32, heads=4, frequencies=8)
@@ -175,6 +177,24 @@ def test_models_of_two_processes_do_not_guide_each_other(folder: Path) -> None:
     ):
         generate(folder, "flow", energy="diffusion", guidance_scale=1.0)
     generate(folder, "flow", energy="diffusion", steps=10)  # unguided: DAO-P does not matter
+
+
+def test_noise_in_another_unit_does_not_guide(folder: Path) -> None:
+    """Noise of one angstrom is not noise of one expected edge, which is some 4 angstrom."""
+    backbone = BACKBONE.model_copy(update={"distances": "none"})
+    about = load_model(folder / "p-diffusion").about
+    process = Process(lattice_scale="none").model_dump()
+    other = DaoModel(replace(about, backbone=backbone.model_dump(), process=process), np.full(101, 15.0))
+    save_model(other, folder / "p-angstrom")
+    with pytest.raises(UserError, match=r"process.lattice_scale = none, DAO-G with composition"):
+        generate(folder, "diffusion", energy="angstrom", guidance_scale=1.0)
+
+
+def test_fine_tuning_refuses_what_the_campaign_could_not_use(folder: Path, tmp_path: Path) -> None:
+    """At once, not when its result is to be sampled."""
+    values = {"name": "test", "process": {"kind": "diffusion"}}
+    with pytest.raises(UserError, match=r"g-flow: it was trained with process.kind = flow; this campaign"):
+        finetune_generator(parse_campaign(values, "test"), tmp_path, tmp_path, tmp_path, init=folder / "g-flow")
 
 
 def test_settings_of_the_other_process_are_refused(folder: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -23,15 +24,20 @@ from dao_pipeline.energy.objective import EnergyObjective
 from dao_pipeline.errors import EXIT_CONTINUE
 from dao_pipeline.model.dao import load_model
 from dao_pipeline.training.checkpoint import NAME
-from tests.training.common import Disturbed, crystals, fail, run, with_settings
+from tests.training.common import SETTINGS, Disturbed, crystals, fail, run, with_settings
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}
 
 
-def torchrun(folder: Path, part: str) -> subprocess.CompletedProcess[str]:
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.training.worker"]
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+
+
+def torchrun(
+    folder: Path, part: str, *arguments: int, by: tuple[str, ...] = TORCHRUN
+) -> subprocess.CompletedProcess[str]:
+    """A part of the worker in two processes, or ``by=()`` in one."""
     return subprocess.run(
-        [sys.executable, "-m", *command, str(folder), part],
+        [sys.executable, "-m", *by, "tests.training.worker", str(folder), part, *map(str, arguments)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -122,8 +128,23 @@ def test_a_crystal_that_does_not_fit_in_one_process_ends_both(together: Path) ->
     assert "a single crystal of" in read(together, "no_memory", 1)[1]["error"]
 
 
+def random_step(seed: int) -> int:
+    """One after the first checkpoint."""
+    return int(np.random.default_rng(seed).integers(SETTINGS.checkpoint_every + 1, SETTINGS.steps + 1))
+
+
+def test_a_killed_training_resumes_exactly(tmp_path: Path) -> None:
+    killed = torchrun(tmp_path, "killed", random_step(1), by=())
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "killed" / NAME).exists()
+    done = torchrun(tmp_path, "alone", by=())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read(tmp_path, "killed")[1]["step"] == 12
+    assert equal(read(tmp_path, "killed")[0], read(tmp_path, "whole")[0])
+
+
 def test_a_killed_process_ends_the_other_and_both_resume_exactly(together: Path, tmp_path: Path) -> None:
-    assert torchrun(tmp_path, "killed").returncode == 1
+    assert torchrun(tmp_path, "killed", random_step(2)).returncode == 1
     assert (tmp_path / "killed" / NAME).exists()
     done = torchrun(tmp_path, "resumed")
     assert done.returncode == 0, done.stderr[-3000:]

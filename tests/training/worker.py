@@ -76,11 +76,11 @@ def together(folder: Path) -> None:
         write(folder, "grown", processes)
 
 
-def killed(folder: Path) -> None:
-    """The second process dies in its 7th step."""
+def killed(folder: Path, at: int) -> None:
+    """The last process, which may be the only one, dies in step ``at``."""
     with join_processes() as processes:
-        die = Disturbed(7, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        write(folder, "killed", processes, die if processes.rank == 1 else None)
+        die = Disturbed(at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        write(folder, "killed", processes, die if processes.rank == processes.count - 1 else None)
 
 
 def resumed(folder: Path) -> None:
@@ -89,5 +89,13 @@ def resumed(folder: Path) -> None:
         write(folder, "killed", processes)
 
 
+def alone(folder: Path) -> None:
+    """What was killed goes on, and the same undisturbed, in one process."""
+    resumed(folder)
+    with join_processes() as processes:
+        write(folder, "whole", processes)
+
+
 if __name__ == "__main__":
-    {"together": together, "killed": killed, "resumed": resumed}[sys.argv[2]](Path(sys.argv[1]))
+    part = {"together": together, "killed": killed, "resumed": resumed, "alone": alone}[sys.argv[2]]
+    part(Path(sys.argv[1]), *map(int, sys.argv[3:]))

@@ -45,8 +45,8 @@ def test_a_stage_as_target_stops_there(tiny: Path, tmp_path: Path, stage: str) -
 def test_pretrained_weights_take_the_place_of_pretraining(tiny: Path, tmp_path: Path) -> None:
     model = tmp_path / "elsewhere"
     model.mkdir()
-    for name in ("model.safetensors", "config.json"):
-        (model / name).write_text("")
+    (model / "model.safetensors").write_text("")
+    (model / "config.json").write_text('{"kind": "dao_g", "process": {"timesteps": 10}}')
     options = ("--configfile", tiny, "--config", f"generator={{pretrained: '{model}'}}")
     run = dry_run(*options, cwd=tmp_path)
     assert run.stages == STAGES - {"relax_dataset", "pretrain_generator_stage1", "pretrain_generator_stage2"}

@@ -109,13 +109,12 @@ def generate_candidates(
 
 def require_same_process(generator: DaoModel, generator_at: Path, energy_model: DaoModel, energy_at: Path) -> None:
     """Raise UserError unless both models were trained on one noise: E_t is an energy of that noise's crystals."""
-    for name in ("kind", "timesteps", "sigma_min", "sigma_max"):
+    if name := generator.process.difference(energy_model.process):
         ours, theirs = getattr(generator.process, name), getattr(energy_model.process, name)
-        if ours != theirs:
-            raise UserError(
-                f"{energy_at} cannot guide {generator_at}: DAO-P was trained with process.{name} = {theirs}, "
-                f"DAO-G with {ours}. Train both with one process, or set generate.guidance_scale: 0."
-            )
+        raise UserError(
+            f"{energy_at} cannot guide {generator_at}: DAO-P was trained with process.{name} = {theirs}, "
+            f"DAO-G with {ours}. Train both with one process, or set generate.guidance_scale: 0."
+        )
 
 
 def generate_rows(

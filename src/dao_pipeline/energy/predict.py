@@ -52,8 +52,8 @@ def predict_energies(model: Path | DaoModel, table: pa.Table, batch_atoms: int =
 def guidance_gradient(model: DaoModel, atomic_numbers: Tensor, edge: Tensor, layout: Layout) -> EnergyGradient:
     """Gradient of DAO-P's standardised energy E_t(F, L), summed over crystals, for the sampler (paper 5).
 
-    edge: (B, 1, 1), unit of the generator's lattices, angstrom. If DAO-P's unit differs the
-    chain rule takes care of it: F (N, 3) and L (B, 3, 3) come and go in the generator's unit.
+    edge: (B, 1, 1), unit of the generator's lattices, angstrom. DAO-P's differs where it was fitted on other
+    crystals; the chain rule takes care of it: F (N, 3) and L (B, 3, 3) come and go in the generator's unit.
     """
     to_own_unit = edge / model.edge(atomic_numbers, layout)
 

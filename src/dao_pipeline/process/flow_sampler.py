@@ -39,7 +39,8 @@ def sample(
     """Draw one crystal for each of the layout's B crystals, from pure noise.
 
     ``euler`` asks the network once per step. ``midpoint`` asks twice, never at s = 0, and is of second order; it
-    needs steps <= T / 2, for there must be a level between two levels. The noise that a run starts from depends on
+    needs steps <= T / 2, for there must be a level between two levels. Annealing and guidance are taken from the
+    beginning of a step, so with them it is of first order. The noise that a run starts from depends on
     ``generator`` and the layout only, so that runs with other steps or methods compare.
 
     ``annealing`` a multiplies the velocity of the coordinates by 1 + a (1 - s), as CrystalFlow does, which

@@ -67,9 +67,13 @@ def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, 
 
     ``finetune.sources`` restricts the training split, and validation with it, to some of its sources.
 
-    Raises UserError for a table with elements beyond the models' last one, or without crystals.
+    Raises UserError for a table with elements beyond the models' last one, or without crystals, and for a model
+    whose process the campaign cannot sample or guide (``Campaign.refusal``).
     """
     settings = campaign.finetune
+    model = _generator(init)
+    if refusal := campaign.refusal(model.process):
+        raise UserError(f"{init}: {refusal}.")
     source = expand_path(settings.path) if settings.path else crysdb / "train.parquet"
     require_crystals(source)
     crystals = read_table(source)
@@ -89,7 +93,7 @@ def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, 
             "the hull; raise it, or set finetune.crystals: all."
         )
     train_to_directory(
-        _generator(init),
+        model,
         GeneratorObjective(),
         crystals,
         validation,

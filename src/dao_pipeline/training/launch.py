@@ -15,7 +15,10 @@ from collections.abc import Sequence
 from dao_pipeline.errors import EXIT_CONTINUE
 
 GRACE_SECONDS = 120
-"""From the request to stop until workers are killed: a step and a checkpoint must fit."""
+"""From the request to stop until workers are killed: a step and a checkpoint must fit.
+
+PyTorch 2.12 and later; before, it is 30 seconds whatever is asked for.
+"""
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:

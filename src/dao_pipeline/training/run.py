@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dao_pipeline.config import Campaign, Training
+from dao_pipeline.config import Campaign, Training, stage_settings
 from dao_pipeline.crystals.dataset import CrystalDataset
 from dao_pipeline.crystals.held_out import held_out
 from dao_pipeline.crystals.table import file_hash, provenance, write_table
@@ -48,7 +48,8 @@ def train_to_directory(
     """
     hashes = {name: file_hash(path) for name, path in inputs.items()}
     seed = stage_seed(campaign.seed, stage)
-    note = {"stage": stage, "seed": seed, "settings": settings.model_dump(mode="json"), "inputs": hashes}
+    # all settings of the stage: the objective's and the choice of crystals are not among those of the loop
+    note = {"stage": stage, "settings": stage_settings(campaign, stage), "inputs": hashes}
     note |= {"about": {**model.about.__dict__, "history": None}}
     identity = hashlib.sha256(json.dumps(note, sort_keys=True, default=str).encode()).hexdigest()[:16]
     label = model.about.energy_label
