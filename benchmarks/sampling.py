@@ -37,12 +37,6 @@ SAMPLERS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 }
 
 
-def calls(settings: dict[str, Any]) -> int:
-    """Network evaluations per crystal."""
-    twice = settings.get("corrector", False) or settings.get("method") == "midpoint"
-    return int(settings["steps"]) * (2 if twice else 1)
-
-
 def campaign(args: argparse.Namespace, kind: str, sampler: dict[str, Any]) -> Campaign:
     """The campaign of one process."""
     backbone = json.loads(args.backbone)
@@ -87,12 +81,17 @@ def measure(args: argparse.Namespace, kind: str, crysdb: Path) -> list[dict[str,
     for name, sampler in SAMPLERS[kind]:
         file = args.out / f"{kind}-{name.replace(' ', '_')}-{sampler['steps']}.json"
         if not file.exists():
-            settings = campaign(args, kind, sampler).generate
+            settings = campaign(args, kind, sampler)
             started = time.monotonic()
-            made = generate_for(model, known, settings, args.seed)
+            made = generate_for(model, known, settings.generate, args.seed)
             seconds = (time.monotonic() - started) / known.num_rows
             found = compare(made, known, args.workers).summary()
-            row = {"process": kind, "sampler": name, "steps": sampler["steps"], "calls": calls(sampler)}
+            row = {
+                "process": kind,
+                "sampler": name,
+                "steps": sampler["steps"],
+                "calls": settings.generate.sampling(settings.process).network_calls,
+            }
             write_text(file, json.dumps(row | {"seconds_per_structure": seconds} | found))
         rows.append(json.loads(file.read_text()))
         print(rows[-1], flush=True)

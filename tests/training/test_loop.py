@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -19,7 +21,7 @@ from dao_pipeline.energy.objective import EnergyObjective
 from dao_pipeline.errors import ContinueLater, UserError
 from dao_pipeline.model.dao import DaoModel, load_model, save_model
 from dao_pipeline.process.objective import GeneratorObjective
-from dao_pipeline.training.checkpoint import NAME
+from dao_pipeline.training.checkpoint import NAME, PREVIOUS
 from dao_pipeline.training.loop import learning_rate, permute_axes, train
 from dao_pipeline.training.metrics import metrics_table
 from tests.training.common import SETTINGS, Disturbed, crystals, fail, new_model, run, with_settings
@@ -54,6 +56,21 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None
     steps = Disturbed()
     found, _ = run(tmp_path / "killed", steps)
     assert steps.steps == 8  # the checkpoint of step 4
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_checkpoints_that_lack_a_tensor_leave_nothing_behind(tmp_path: Path) -> None:
+    expected, _ = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", Disturbed(10, fail))
+    for path in (tmp_path / "killed" / NAME, tmp_path / "killed" / PREVIOUS):
+        with safe_open(path, framework="pt") as file:
+            note, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        del tensors["weights/coords_head.weight"]
+        save_file(tensors, path, metadata=note)
+    steps = Disturbed()
+    found, _ = run(tmp_path / "killed", steps)
+    assert steps.steps == 12
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 

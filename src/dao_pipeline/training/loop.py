@@ -110,6 +110,8 @@ def train(
         processes.wait()  # for the first one to have written it
         if restore_best(state, work, identity):
             state.kept_step = state.best_step
+        else:
+            _log.warning("%s: there was no validation, so the last weights are kept, not the best", label)
     state.swap_average()
     return state
 
