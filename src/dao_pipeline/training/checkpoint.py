@@ -66,7 +66,7 @@ class State:
         return {name: value.contiguous().cpu() for name, value in found.items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over ``tensors``. Raises KeyError or RuntimeError, changing nothing, if they are not of this model."""
+        """Take over ``tensors``. Raises KeyError or RuntimeError, changing nothing, if not of this model."""
         for name, value in self.weights.items():
             for kind in ("weights", "average"):
                 if tensors[f"{kind}/{name}"].shape != value.shape:
