@@ -176,9 +176,9 @@ def make_models(args: argparse.Namespace) -> dict[str, DaoModel]:
         about = About(
             kind="dao_p",
             backbone=backbone.model_dump(),
-            process=Process(lattice_scale="none", remove_drift=False).model_dump()
+            process=Process(kind="diffusion", lattice_scale="none", remove_drift=False).model_dump()
             if backbone is paper
-            else Process().model_dump(),
+            else Process(kind="diffusion").model_dump(),
         )
         torch.manual_seed(0)
         models[name] = DaoModel(about, np.full(101, 15.0)).to(args.device)

@@ -28,7 +28,7 @@ from held_out import compare, generate_for, held_out, prepare_crysdb
 Overrides = dict[str, Any]
 
 JOINT = {"backbone": {"edge_norm": "joint", "distances": "none", "noise_aware": False}}
-PAPER_PROCESS = {"process": {"lattice_scale": "none", "remove_drift": False}}
+PAPER_PROCESS = {"process": {"kind": "diffusion", "lattice_scale": "none", "remove_drift": False}}
 PAPER_TRAINING = {"training": {"ema_decay": 0.0, "permute_axes": False}}
 
 GENERATOR: dict[str, Overrides] = {
@@ -80,7 +80,7 @@ def campaign(args: argparse.Namespace, changes: Overrides, seed: int) -> Campaig
             "seed": seed,
             "data": {"energy_method": "PBE"},
             "crysdb": {"min_atoms": 1, "max_atoms": 20, "val_fraction": 0.01, "test_fraction": 0.08},
-            "process": changes.get("process", {}),
+            "process": {"kind": "diffusion"} | changes.get("process", {}),
             "energy_model": {"backbone": backbone, "label": args.label, "training": training}
             | changes.get("energy", {}),
             "generator": {"backbone": backbone},

@@ -134,17 +134,14 @@ def test_every_process_of_a_training_has_a_gpu_if_there_are_any() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"process": {"kind": "flow", "lattice_scale": "none"}}, "lattice_scale"),
-        ({"process": {"kind": "flow", "remove_drift": False}}, "remove_drift"),
-        ({"process": {"kind": "flow", "sigma_max": 0.3}}, "sigma_max belongs to kind: diffusion"),
-        ({"process": {"kind": "flow"}, "generate": {"corrector": False}}, "generate.corrector"),
-        ({"generate": {"method": "midpoint"}}, "generate.method"),
-        ({"generate": {"annealing": 5}}, "generate.annealing"),
+        ({"process": {"lattice_scale": "none"}}, "lattice_scale"),
+        ({"process": {"remove_drift": False}}, "remove_drift"),
+        ({"process": {"sigma_max": 0.3}}, "sigma_max belongs to kind: diffusion"),
+        ({"generate": {"corrector": False}}, "generate.corrector"),
+        ({"process": {"kind": "diffusion"}, "generate": {"method": "midpoint"}}, "generate.method"),
+        ({"process": {"kind": "diffusion"}, "generate": {"annealing": 0}}, "generate.annealing"),
         ({"generate": {"steps": 1001}}, r"generate.steps \(1001\) exceeds 1000"),
-        (
-            {"process": {"kind": "flow"}, "generate": {"method": "midpoint", "steps": 501}},
-            r"generate.steps \(501\) exceeds 500",
-        ),
+        ({"generate": {"method": "midpoint", "steps": 501}}, r"generate.steps \(501\) exceeds 500"),
     ],
 )
 def test_settings_of_a_process_belong_to_it(values: dict[str, object], message: str) -> None:
@@ -155,11 +152,15 @@ def test_settings_of_a_process_belong_to_it(values: dict[str, object], message: 
 @pytest.mark.parametrize(
     ("process", "generate", "expected"),
     [
-        ({}, {}, ("diffusion", "predictor-corrector", 1000, 2000)),
-        ({"timesteps": 100}, {"corrector": False}, ("diffusion", "predictor", 100, 100)),
-        ({"kind": "flow"}, {}, ("flow", "euler", 50, 50)),
-        ({"kind": "flow", "timesteps": 60}, {"method": "midpoint"}, ("flow", "midpoint", 30, 60)),
-        ({"kind": "flow"}, {"steps": 250, "method": "midpoint"}, ("flow", "midpoint", 250, 500)),
+        ({}, {}, ("flow", "euler", 50, 50, 5.0)),
+        ({"kind": "diffusion"}, {}, ("diffusion", "predictor-corrector", 1000, 2000, None)),
+        (
+            {"kind": "diffusion", "timesteps": 100},
+            {"corrector": False},
+            ("diffusion", "predictor", 100, 100, None),
+        ),
+        ({"timesteps": 60}, {"method": "midpoint", "annealing": 0}, ("flow", "midpoint", 30, 60, 0.0)),
+        ({}, {"steps": 250, "method": "midpoint"}, ("flow", "midpoint", 250, 500, 5.0)),
     ],
 )
 def test_how_crystals_are_drawn(process: dict[str, object], generate: dict[str, object], expected: object) -> None:

@@ -136,26 +136,26 @@ def test_model_directory(tmp_path: Path, crystals: dict[str, Any]) -> None:
     assert "config.json describes no model (KeyError: 'kind')" in problems(path)[0]
     (tmp_path / "model" / "config.json").write_text(json.dumps({"kind": "dao_p", "process": {}}))
     assert "a dao_p model cannot generate" in problems(path)[0]
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"kind": "dao_g", "process": {}}))
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"kind": "dao_g", "process": {"kind": "flow"}}))
     check_campaigns([path])
 
 
 def test_a_model_of_the_other_process(tmp_path: Path, crystals: dict[str, Any]) -> None:
     """Neither guided by this campaign's DAO-P nor sampled with settings of the campaign's process."""
     (tmp_path / "model.safetensors").touch()
-    (tmp_path / "config.json").write_text(json.dumps({"kind": "dao_g", "process": {"kind": "flow"}}))
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "dao_g", "process": {"kind": "diffusion"}}))
     pretrained = {"data": crystals, "generator": {"pretrained": str(tmp_path)}}
     guided = write(tmp_path / "a.yaml", **pretrained)
     assert (
-        "trained with process.kind = flow; this campaign, and so its DAO-P, has diffusion" in problems(guided)[0]
+        "trained with process.kind = diffusion; this campaign, and so its DAO-P, has flow" in problems(guided)[0]
     )
     check_campaigns([write(tmp_path / "a.yaml", **pretrained, generate={"guidance_scale": 0})])
-    foreign = {"guidance_scale": 0, "corrector": True}
+    foreign = {"guidance_scale": 0, "method": "midpoint"}
     assert (
-        "generate.corrector (True) has no meaning for process.kind: flow"
+        "generate.method (midpoint) has no meaning for process.kind: diffusion"
         in problems(write(tmp_path / "a.yaml", **pretrained, generate=foreign))[0]
     )
-    check_campaigns([write(tmp_path / "a.yaml", **pretrained, process={"kind": "flow"})])
+    check_campaigns([write(tmp_path / "a.yaml", **pretrained, process={"kind": "diffusion"})])
 
 
 def test_finetuning_table_must_be_one(tmp_path: Path, crystals: dict[str, Any]) -> None:

@@ -289,10 +289,10 @@ class CrysDB(Section):
 class Process(Section):
     """The way to noise that both models are trained on (paper: joint lattice and wrapped-normal diffusion)."""
 
-    kind: Literal["diffusion", "flow"] = Field(
-        "diffusion",
-        description="diffusion: as published; flow: flow matching along straight paths, which needs fewer "
-        "network calls per crystal",
+    kind: Literal["flow", "diffusion"] = Field(
+        "flow",
+        description="flow: flow matching along straight paths, which finds more crystals with a tenth of the "
+        "network calls; diffusion: as published",
     )
     timesteps: int = Field(1000, ge=10, le=10_000, description="noise levels T (paper: 1000)")
     sigma_min: float = Field(0.005, gt=0, lt=1, description="coordinate noise at t = 1, fractional (diffusion)")
@@ -313,13 +313,23 @@ class Process(Section):
         if self.kind == "diffusion":
             return self
         if self.lattice_scale != "composition":
-            raise ValueError("lattice_scale: a flow starts from cells in units of the composition's: composition")
+            raise ValueError(
+                "lattice_scale: a flow starts from cells in units of the composition's: composition, or set "
+                "kind: diffusion"
+            )
         if not self.remove_drift:
-            raise ValueError("remove_drift: the paths of a flow have no drift; set true")
+            raise ValueError("remove_drift: the paths of a flow have no drift; set true, or kind: diffusion")
         for name in ("sigma_min", "sigma_max"):
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} belongs to kind: diffusion; a flow ends in uniform noise. Leave it out")
+                raise ValueError(
+                    f"{name} belongs to kind: diffusion; a flow ends in uniform noise. Leave it out, or set kind"
+                )
         return self
+
+    @classmethod
+    def of_model(cls, stated: dict[str, Any]) -> Process:
+        """What the config.json of a model states; those from before there were flows state no kind."""
+        return cls.model_validate({"kind": "diffusion", **stated})
 
     def difference(self, other: Process) -> str | None:
         """The first setting by which the noise of the two differs, or None: one cannot guide the other then."""
@@ -476,18 +486,21 @@ class TestSplit(Section):
     limit: int = Field(10, ge=1, description="compositions at most, in the order of the table")
 
 
+# as published for diffusion; for flow from the table of samplers in docs/benchmarks.md
 DEFAULT_STEPS = {"diffusion": 1000, "flow": 50}
+DEFAULT_ANNEALING = 5.0
 
 CALLS_PER_STEP = {"predictor": 1, "predictor-corrector": 2, "euler": 1, "midpoint": 2}
 
 
 class Sampling(NamedTuple):
-    """How crystals are drawn: the process, its sampler, its steps and how often each asks the generator."""
+    """How crystals are drawn: process, sampler, steps, calls of the network by all steps, annealing of a flow."""
 
     process: str
     method: str
     steps: int
     network_calls: int
+    annealing: float | None
 
 
 class Generate(Section):
@@ -510,8 +523,11 @@ class Generate(Section):
     method: Literal["euler", "midpoint"] | None = Field(
         None, description="flow: euler, one network call per step, or midpoint, two and second order; null: euler"
     )
-    annealing: float = Field(
-        0.0, ge=0, le=50, description="flow: the velocity of the coordinates grows by this factor towards the end"
+    annealing: float | None = Field(
+        None,
+        ge=0,
+        le=50,
+        description="flow: by the end the velocity of the coordinates has grown to 1 + this; null: 5",
     )
     guidance_scale: float = Field(1.0, ge=0, description="multiplier of DAO-P's energy gradient; 0: unguided")
     shard_size: int = Field(1_000, ge=1, description="candidates per shard, one job each")
@@ -523,7 +539,7 @@ class Generate(Section):
         Raises ValueError for settings of the other process, or more steps than the noise levels allow.
         """
         if process.kind == "diffusion":
-            foreign: dict[str, Any] = {"method": self.method, "annealing": self.annealing or None}
+            foreign: dict[str, Any] = {"method": self.method, "annealing": self.annealing}
             method = "predictor" if self.corrector is False else "predictor-corrector"
         else:
             foreign = {"corrector": self.corrector}
@@ -538,7 +554,14 @@ class Generate(Section):
                 f"generate.steps ({steps}) exceeds {most}, the most that process.timesteps "
                 f"({process.timesteps}) allows with method {method}"
             )
-        return Sampling(process.kind, method, steps, steps * CALLS_PER_STEP[method])
+        annealing = DEFAULT_ANNEALING if self.annealing is None else self.annealing
+        return Sampling(
+            process.kind,
+            method,
+            steps,
+            steps * CALLS_PER_STEP[method],
+            annealing if process.kind == "flow" else None,
+        )
 
 
 class Screen(Section):

@@ -271,7 +271,7 @@ def _pretrained(campaign: Campaign) -> Iterator[str]:
         return
     try:
         note = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind, process = note["kind"], Process.model_validate(note["process"])
+        kind, process = note["kind"], Process.of_model(note["process"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield (
             f"generator.pretrained = {text}: {folder / 'config.json'} describes no model "

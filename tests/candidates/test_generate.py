@@ -183,7 +183,7 @@ def test_noise_in_another_unit_does_not_guide(folder: Path) -> None:
     """Noise of one angstrom is not noise of one expected edge, which is some 4 angstrom."""
     backbone = BACKBONE.model_copy(update={"distances": "none"})
     about = load_model(folder / "p-diffusion").about
-    process = Process(lattice_scale="none").model_dump()
+    process = Process(kind="diffusion", lattice_scale="none").model_dump()
     other = DaoModel(replace(about, backbone=backbone.model_dump(), process=process), np.full(101, 15.0))
     save_model(other, folder / "p-angstrom")
     with pytest.raises(UserError, match=r"process.lattice_scale = none, DAO-G with composition"):

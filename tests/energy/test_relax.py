@@ -237,7 +237,7 @@ def test_exponential_loss_learns_the_free_energy() -> None:
     about = About(
         kind="dao_p",
         backbone=Backbone(preset="tiny", layers=1, width=16, heads=2, frequencies=2).model_dump(),
-        process=Process(timesteps=10, sigma_max=2.0).model_dump(),
+        process=Process(kind="diffusion", timesteps=10, sigma_max=2.0).model_dump(),
         energy_label="e_above_hull",
     )
     model = DaoModel(about, np.full(101, 20.0))

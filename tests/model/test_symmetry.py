@@ -43,7 +43,7 @@ class Variant:
         about = About(
             kind="dao_p",
             backbone=Backbone(**{**SMALL, **self.backbone}).model_dump(mode="json"),
-            process=Process(**self.process).model_dump(mode="json"),
+            process=Process(**{"kind": "diffusion", **self.process}).model_dump(mode="json"),
             energy_mean=0.3,
             energy_std=0.7,
         )

@@ -96,7 +96,7 @@ def test_the_prior_is_saved_with_the_weights(tmp_path: Path) -> None:
 
 def test_models_from_before_there_were_flows_are_diffusions(tmp_path: Path) -> None:
     about = new_model({}).about
-    process = {k: v for k, v in Process().model_dump().items() if k != "kind"}
+    process = {k: v for k, v in Process(kind="diffusion").model_dump().items() if k != "kind"}
     model = DaoModel.fitted(dataclasses.replace(about, process=process), load().slice(0, 50))
     assert "schedule.score_norm" in model.state_dict()
     save_model(model, tmp_path)

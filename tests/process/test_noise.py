@@ -17,7 +17,7 @@ from dao_pipeline.process.wrapped_normal import score, score_second_moment
 
 @pytest.fixture(scope="module")
 def schedule() -> Diffusion:
-    return Diffusion(Process())
+    return Diffusion(Process(kind="diffusion"))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def run(guidance_scale: float, use_gradient: bool = True, seed: int = 7) -> tupl
     return sample(
         denoise,
         Layout.from_ptr(PTR),
-        Diffusion(Process(timesteps=STEPS)),
+        Diffusion(Process(kind="diffusion", timesteps=STEPS)),
         steps=STEPS,
         generator=torch.Generator().manual_seed(seed),
         guidance=gradient if use_gradient else None,
@@ -44,7 +44,7 @@ def run(guidance_scale: float, use_gradient: bool = True, seed: int = 7) -> tupl
 
 def published(scale: float, seed: int = 7) -> tuple[Tensor, Tensor]:
     """Predictor-corrector loop as the paper's code writes it, in its own symbols (2.3, 5)."""
-    schedule = Diffusion(Process(timesteps=STEPS))
+    schedule = Diffusion(Process(kind="diffusion", timesteps=STEPS))
     abar, sigma, lam = schedule.alpha_bar, schedule.sigma, schedule.score_norm
     g = torch.Generator().manual_seed(seed)
 
@@ -101,7 +101,7 @@ def test_guidance_acts_and_seeds_decide() -> None:
 
 def test_perfect_denoiser_brings_the_crystal_back() -> None:
     """With the exact score of a single crystal the sampler returns it, up to a translation of the atoms."""
-    schedule = Diffusion(Process(timesteps=200))
+    schedule = Diffusion(Process(kind="diffusion", timesteps=200))
     truth_f = torch.tensor([[0.0, 0, 0], [0.5, 0.5, 0.5]], dtype=torch.float64)
     truth_l = torch.diag(torch.tensor([0.9, 1.0, 1.2], dtype=torch.float64))[None]
     from dao_pipeline.process.wrapped_normal import score

@@ -46,7 +46,7 @@ def test_pretrained_weights_take_the_place_of_pretraining(tiny: Path, tmp_path: 
     model = tmp_path / "elsewhere"
     model.mkdir()
     (model / "model.safetensors").write_text("")
-    (model / "config.json").write_text('{"kind": "dao_g", "process": {"timesteps": 10}}')
+    (model / "config.json").write_text('{"kind": "dao_g", "process": {"kind": "flow", "timesteps": 10}}')
     options = ("--configfile", tiny, "--config", f"generator={{pretrained: '{model}'}}")
     run = dry_run(*options, cwd=tmp_path)
     assert run.stages == STAGES - {"relax_dataset", "pretrain_generator_stage1", "pretrain_generator_stage2"}

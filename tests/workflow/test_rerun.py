@@ -43,7 +43,7 @@ def test_results_explain_themselves(finished: Finished) -> None:
         ("report={title: Tiny}", {"report"}),
         ("compute={training: {threads: 2, mem_mb: 9999}}", set()),
         ("qe={ecutwfc: 70}", set()),
-        ("process={sigma_max: 0.4}", follow("train_energy_model", "pretrain_generator_stage1")),
+        ("process={timesteps: 12}", follow("train_energy_model", "pretrain_generator_stage1")),
     ],
 )
 def test_an_edit_of_the_configuration(finished: Finished, values: str, expected: set[str]) -> None:

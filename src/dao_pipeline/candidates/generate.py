@@ -144,7 +144,7 @@ def generate_rows(
                 steps=how.steps,
                 generator=random,
                 method="midpoint" if how.method == "midpoint" else "euler",
-                annealing=settings.annealing,
+                annealing=how.annealing or 0.0,
                 guidance=guidance,
                 guidance_scale=settings.guidance_scale,
             )

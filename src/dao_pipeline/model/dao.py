@@ -76,7 +76,7 @@ class DaoModel(nn.Module):
     ) -> None:
         super().__init__()
         self.about = about
-        backbone, self.process = Backbone(**about.backbone), Process(**about.process)
+        backbone, self.process = Backbone(**about.backbone), Process.of_model(about.process)
         schedule: Diffusion | Flow
         if self.process.kind == "flow":
             schedule = Flow(self.process, prior)
@@ -99,7 +99,7 @@ class DaoModel(nn.Module):
     def fitted(cls, about: About, crystals: pa.Table) -> DaoModel:
         """A new model with volumes of elements and, for a flow, a prior of lattices fitted on a crystal table."""
         volumes = fit_element_volumes(crystals)
-        prior = fit_lattice_prior(crystals, volumes) if about.process.get("kind") == "flow" else None
+        prior = fit_lattice_prior(crystals, volumes) if Process.of_model(about.process).kind == "flow" else None
         return cls(about, volumes, prior)
 
     def edge(self, atomic_numbers: Tensor, layout: Layout) -> Tensor:

@@ -342,7 +342,7 @@ def _process(file: TorchFile, stored: dict[str, Stored]) -> tuple[Process, dict[
     """The published noise with the file's levels, and the buffers that state them (none in property models)."""
     names = ("beta_scheduler.alphas_cumprod", "sigma_scheduler.sigmas", _LAMBDA)
     given = [name for name in names if name in stored]
-    published: dict[str, Any] = {"remove_drift": False, "lattice_scale": "none"}
+    published: dict[str, Any] = {"kind": "diffusion", "remove_drift": False, "lattice_scale": "none"}
     if not given:
         return Process(**published), {}
     lengths = {name: stored[name].shape for name in given}
