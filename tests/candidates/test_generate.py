@@ -199,7 +199,8 @@ def test_fine_tuning_refuses_what_the_campaign_could_not_use(folder: Path, tmp_p
 
 def test_settings_of_the_other_process_are_refused(folder: Path) -> None:
     """The campaign agrees with itself, but names models of the other process."""
-    campaign = parse_campaign({"name": "test", "generate": {"corrector": True, "guidance_scale": 0}}, "test")
+    values = {"process": {"kind": "diffusion"}, "generate": {"corrector": True, "guidance_scale": 0}}
+    campaign = parse_campaign({"name": "test"} | values, "test")
     with pytest.raises(
         UserError, match=r"g-flow: generate.corrector \(True\) has no meaning for process.kind: flow"
     ):
