@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -63,8 +64,8 @@ def test_the_paper_is_fine_tuned_on_mp20_alone(
         given.extend((crystals, validation))
 
     monkeypatch.setattr(generator, "train_to_directory", record)
-    monkeypatch.setattr(generator, "_generator", lambda folder: None)
     campaign = load_campaign(PAPER)
+    monkeypatch.setattr(generator, "_generator", lambda folder: SimpleNamespace(process=campaign.process))
     generator.finetune_generator(campaign, paper, tmp_path / "out", tmp_path / "work", init=tmp_path)
     assert [set(table["id"].to_pylist()) for table in given] == [{"t-0", "t-1", "shared"}, {"t-2"}]
     campaign = load_campaign(PAPER, {"finetune": {"sources": ["mp20", "mp"], "crystals": "stable"}})
