@@ -66,11 +66,20 @@ STAGES: dict[str, Column] = {
     "min_distance": Column(_float, "angstrom", "smallest interatomic distance, periodic images included"),
     "volume_per_atom": Column(_float, "angstrom^3", "cell volume per atom"),
     "valid": Column(_flag, "", "passes distance and volume checks"),
-    "unique": Column(_flag, "", "lowest-energy member of its group of matching candidates"),
+    "unique": Column(
+        _flag, "", "best member of its group of matching candidates, by probability if there is one, else by energy"
+    ),
     "group": Column(_count, "", "group of matching candidates within the composition"),
     "group_size": Column(_count, "", "candidates in that group"),
     "novel": Column(_flag, "", "matches no crystal of the reference table"),
-    "rank": Column(_count, "", "rank by predicted energy among the unique valid candidates of a composition"),
+    "rank": Column(
+        _count, "", "rank among the unique valid candidates of a composition, by probability or predicted energy"
+    ),
+    "probability": Column(
+        _float,
+        "",
+        "that this candidate, or one that matches it, is the ground state (with a ranker); none: see docs/ranking.md",
+    ),
 }
 """Columns that stages add."""
 
