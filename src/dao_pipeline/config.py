@@ -618,7 +618,7 @@ class Ranking(Section):
         "like the ones that are asked for; all crystals vote in any case. null: from all",
     )
     max_e_above_hull: float = Field(
-        0.08, ge=0, le=1, description="eV/atom; compositions whose most stable known crystal lies higher teach nothing"
+        0.08, ge=0, le=1, description="eV/atom; where the most stable known crystal lies higher, nothing is learned"
     )
     compositions: int = Field(
         2_000, ge=20, description="training compositions whose proposals are compared with the known crystal"
@@ -630,7 +630,7 @@ class Ranking(Section):
     epochs: int = Field(6, ge=1, description="passes over the training crystals when votes are learned")
     hidden: int = Field(32, ge=1, le=1024, description="width of the ranker's network")
     matcher: Matcher = Field(
-        Matcher(), description="decides whether a candidate is the known crystal, and whose probabilities are added"
+        Matcher(), description="decides whether a candidate is the known crystal, and which share a probability"
     )
 
     @model_validator(mode="after")

@@ -77,7 +77,7 @@ def _problems(campaigns: Mapping[Path, Campaign] | Mapping[str, Campaign]) -> li
                 "would overwrite one another; rename one."
             )
         owner.setdefault(campaign.name, origin)
-        for check in (_data, _tables, _pretrained, _qe):
+        for check in (_data, _tables, _pretrained, _ranker, _qe):
             found += [f"{origin}: {problem}" for problem in check(campaign)]
     return found
 
@@ -282,6 +282,22 @@ def _pretrained(campaign: Campaign) -> Iterator[str]:
         yield f"generator.pretrained = {text}: a {kind} model cannot generate; name a DAO-G directory."
     elif refusal := campaign.refusal(process):
         yield f"generator.pretrained = {text}: {refusal}."
+
+
+def _ranker(campaign: Campaign) -> Iterator[str]:
+    text = campaign.ranking.model
+    if text is None:
+        return
+    try:
+        folder = expand_path(text)
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["kind"]
+    except UserError as error:
+        yield f"ranking.model = {text}: {_reason(error)}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"ranking.model = {text}: no ranker's directory ({type(error).__name__}: {error}); name another."
+    else:
+        if kind != "ranker":
+            yield f"ranking.model = {text}: a {kind} model does not rank; name a ranker's directory."
 
 
 def _qe(campaign: Campaign) -> Iterator[str]:

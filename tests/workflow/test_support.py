@@ -99,7 +99,7 @@ def test_problems_of_all_campaigns_are_named_at_once(tmp_path: Path) -> None:
 
 def test_every_stage_has_files() -> None:
     learnt = {"enabled": True, "path": "labels.parquet", "column": "bulk"}
-    campaign = parse_campaign({"name": "x", "qe": {"enabled": True}, "property": learnt}, "x")
+    campaign = parse_campaign({"name": "x", "qe": {"enabled": True}, "property": learnt, "ranking": {"enabled": True}}, "x")
     names = [path for stage in STAGES for path in stage_files(campaign, stage)]
     assert len(names) == len(set(names))
     assert all(stage_files(campaign, stage) for stage in STAGES)
@@ -157,6 +157,7 @@ UPSTREAM_ONLY = {
     "finetune_generator": ("candidates", "evaluation", "qe", "report", "process.sampler", "energy"),
     "plan_candidates": ("evaluation", "qe", "report", "training", "process", "candidates.screen"),
     "generate_candidates": ("evaluation", "qe", "report", "candidates.screen"),
+    "train_ranker": ("candidates", "evaluation", "qe", "report", "sources"),
     "screen_candidates": ("qe", "report"),
     "evaluate": ("qe", "report"),
     "finetune_property": ("candidates", "evaluation", "qe", "report", "sources", "process.sampler"),

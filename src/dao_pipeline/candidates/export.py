@@ -40,9 +40,11 @@ def cif_comment(crystal: Crystal) -> str:
     """What a CIF says about its candidate: id, composition, rank, predicted energy, space group."""
     of = crystal.extra
     energy = f"{of['energy_pred']:.6f} eV/atom" if of["energy_pred"] is not None else "unknown"
+    chance = of.get("probability")
+    probability = "" if chance is None else f"probability of being the ground state {chance:.3f}; "
     return (
         f"id {crystal.id}; composition {of['composition']}; formula {crystal.formula}; rank {of['rank']}; "
-        f"energy predicted by DAO-P {energy}; space group {of['spacegroup'] or 'unknown'}"
+        f"energy predicted by DAO-P {energy}; {probability}space group {of['spacegroup'] or 'unknown'}"
     )
 
 
@@ -51,7 +53,8 @@ def write_top(table: pa.Table, top_k: int, path: Path) -> None:
 
     In order of the compositions, then rank. The zip is empty if nothing is ranked.
     """
-    best = table.select(_COLUMNS).filter(pc.fill_null(pc.less_equal(table["rank"], top_k), False))
+    columns = [*_COLUMNS, *(name for name in ("probability",) if name in table.column_names)]
+    best = table.select(columns).filter(pc.fill_null(pc.less_equal(table["rank"], top_k), False))
     crystals = list(from_table(best))
     first = {name: i for i, name in reversed(list(enumerate(table["composition"].to_pylist())))}
     crystals.sort(key=lambda c: (first[c.extra["composition"]], c.extra["rank"]))

@@ -180,12 +180,13 @@ def compare(
     settings: Screen,
     workers: int,
     probabilities: Sequence[float | None] | None = None,
-    alike: Matcher = Matcher(),  # noqa: B008 - immutable
+    alike: Matcher = Matcher(),
 ) -> pa.Table:
     """Add space group, group, unique, novel and rank to a table that ``check_geometry`` has been through.
 
-    probabilities: of each valid row; with them candidates are ranked by the probability of all that ``alike`` finds to
-    be the same, and that is added too. Compositions are independent of one another and are spread over processes.
+    probabilities: of each valid row; with them candidates are ranked by the probability of all that ``alike``
+    finds to be the same, and that is added too. Compositions are independent of one another and are spread over
+    processes.
     """
     members: dict[str, list[int]] = defaultdict(list)
     valid = table["valid"].to_pylist()
@@ -253,8 +254,8 @@ def group_by_probability(
 ) -> list[tuple[list[int], float | None]]:
     """Groups of candidates that match the most probable member, which stands first; in order of ``ranking.pool``.
 
-    With each group the probability of all groups that ``alike``, the coarser matcher, finds to be the same crystal;
-    None for a group that counts with a better one.
+    With each group the probability of all groups that ``alike``, the coarser matcher, finds to be the same
+    crystal; None for a group that counts with a better one.
     """
     groups = group_by_energy([-p for p in probabilities], lambda i, j: same(reduced[i], reduced[j]))
     mass = [sum(probabilities[i] for i in group) for group in groups]

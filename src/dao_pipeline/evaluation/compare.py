@@ -141,12 +141,18 @@ def _outcome(found: Match | None, status: str) -> dict[str, Any]:
 
 
 def _dao_samples(target: Target, matches: Sequence[Match]) -> list[Sample]:
-    """DAO-G's candidates of one target, ranked by the screening; duplicates have their group's place."""
+    """DAO-G's candidates of one target, ranked by the screening; duplicates have their group's place.
+
+    ``rank`` is by energy even if the screening ranked by probability.
+    """
     rows = target.candidates
+    ranks = [row["rank"] for row in rows]
+    if any(row.get("probability") is not None for row in rows):
+        ranks = ranks_by_energy([row["energy_pred"] for row in rows], [rank is not None for rank in ranks])
     place_of_group = {row["group"]: row["rank"] for row in rows if row["rank"] is not None}
     found = iter(matches)
     samples = []
-    for order, row in enumerate(rows, start=1):
+    for order, (row, rank) in enumerate(zip(rows, ranks, strict=True), start=1):
         match = next(found) if row["crystal"] is not None else None
         samples.append(
             Sample(
@@ -161,9 +167,10 @@ def _dao_samples(target: Target, matches: Sequence[Match]) -> list[Sample]:
                 status=row["status"],
                 valid=row["valid"],
                 energy_pred=row["energy_pred"],
-                rank=row["rank"],
+                rank=rank,
                 place=place_of_group.get(row["group"]) if row["group"] is not None else None,
                 first=row["rank"] == 1,
+                probability=row.get("probability"),
                 **_outcome(match, row["status"]),
             )
         )

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-PREDICTED_ENERGY, NEAREST_TEMPLATE = "predicted_energy", "nearest_template"
+PREDICTED_ENERGY, NEAREST_TEMPLATE, PROBABILITY = "predicted_energy", "nearest_template", "probability"
 
 RANK1_BY = {"dao": PREDICTED_ENERGY, "random": PREDICTED_ENERGY, "substitution": NEAREST_TEMPLATE}
-"""How each method chooses its first candidate; methods in the order of all tables."""
+"""How each method chooses its first candidate, without a ranker; methods in the order of all tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class Sample:
     reason: str | None = None
     template_id: str | None = None
     template_distance: float | None = None
+    probability: float | None = None
 
 
 def ranks_by_energy(energies: Sequence[float | None], valid: Sequence[bool]) -> list[int | None]:
@@ -48,8 +49,11 @@ def ranks_by_energy(energies: Sequence[float | None], valid: Sequence[bool]) -> 
     return ranks
 
 
-def target_result(method: str, samples: Sequence[Sample]) -> dict[str, Any]:
-    """What one method achieved for one target; ``samples`` are its candidates, possibly none."""
+def target_result(method: str, samples: Sequence[Sample], rank1_by: str | None = None) -> dict[str, Any]:
+    """What one method achieved for one target; ``samples`` are its candidates, possibly none.
+
+    rank1_by: how its first candidate was chosen, where that is not as in ``RANK1_BY``.
+    """
     hits = [s for s in samples if s.matched]
     first = [s for s in hits if s.first]
     lowest = [s for s in hits if s.rank == 1]
@@ -63,7 +67,7 @@ def target_result(method: str, samples: Sequence[Sample]) -> dict[str, Any]:
         "matches": len(hits),
         "found": bool(hits),
         "rmse": best,
-        "rank1_by": RANK1_BY[method],
+        "rank1_by": rank1_by or RANK1_BY[method],
         "rank1_found": bool(first),
         "rank1_rmse": first[0].rmse if first else None,
         "energy1_found": bool(lowest),
@@ -78,7 +82,7 @@ def summarise(results: Sequence[dict[str, Any]], samples: int, bootstrap: int, s
     results: rows of ``target_result``, every target for every method: the rate is over all of them.
     """
     rows = []
-    for method, rank1_by in RANK1_BY.items():
+    for method in RANK1_BY:
         own = [r for r in results if r["method"] == method]
         if not own:
             continue
@@ -94,7 +98,7 @@ def summarise(results: Sequence[dict[str, Any]], samples: int, bootstrap: int, s
                 {
                     "method": method,
                     "k": k,
-                    "rank1_by": rank1_by,
+                    "rank1_by": own[0]["rank1_by"],
                     "match_rate": rate(hits),
                     "low": low,
                     "high": high,

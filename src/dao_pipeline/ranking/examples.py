@@ -1,6 +1,7 @@
 """Candidates with known outcome: proposals for known compositions, each compared with what is known of them.
 
-No template of the target's own composition is used, so a proposal is right because it is, not because it was copied.
+No template of the target's own composition is used, so a proposal is right because it is, not because it was
+copied.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class Task:
 
 
 def compare(task: Task) -> np.ndarray:
-    """(candidates, known) float64: displacement of the atoms in units of (V/n)^(1/3); NaN where they do not match."""
+    """(candidates, known) float64: displacement of the atoms in units of (V/n)^(1/3); NaN where they do not
+    match.
+    """
     from dao_pipeline.crystals.matching import Sameness
 
     same = Sameness(task.matcher)
@@ -78,10 +81,7 @@ def label(
         rows[target].append(row)
     made = list(from_table(candidates.select(STRUCTURE)))
     wanted = [crystal for crystal in from_table(targets.select(STRUCTURE)) if crystal.id in rows]
-    tasks = [
-        Task([made[row] for row in rows[t.id]], [t, *_others(t, others)], matcher)
-        for t in wanted
-    ]
+    tasks = [Task([made[row] for row in rows[t.id]], [t, *_others(t, others)], matcher) for t in wanted]
     rmse, other = np.full(len(made), np.nan), np.zeros(len(made), dtype=bool)
     for target, result in zip(wanted, parallel_map(compare, tasks, workers), strict=True):
         rmse[rows[target.id]] = result[:, 0]

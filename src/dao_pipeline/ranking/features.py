@@ -18,14 +18,15 @@ from dao_pipeline.ranking.structure_type import structure_types
 from dao_pipeline.ranking.votes import VoteData, Votes
 
 VOTED = ("log_share", "unsupported", "log_members", "best_vote", "behind", "log_none", "best_e_above_hull")
-"""log_share: logarithm of the share of votes for the candidate's kind. unsupported: nobody voted for it. log_members:
-logarithm of 1 + the number of votes. best_vote: weight of the heaviest. behind: log_share below the best sibling's.
-log_none: log of the share that stands for other types. best_e_above_hull: eV/atom of the known crystal that it is from.
+"""log_share: logarithm of the share of votes for the candidate's kind. unsupported: nobody voted for it.
+log_members: logarithm of 1 + the number of votes. best_vote: weight of the heaviest. behind: log_share below the
+best sibling's. log_none: log of the share that stands for other types. best_e_above_hull: eV/atom of the known
+crystal that it is from.
 """
 
 SHAPE = ("log_atoms", "log_cells", "elements", "log_order")
-"""log_atoms, elements: of the composition. log_cells: log of primitive cells in the cell. log_order: log of the number
-of atoms per independent site."""
+"""log_atoms, elements: of the composition. log_cells: log of primitive cells in the cell. log_order: log of the
+number of atoms per independent site."""
 
 BESIDE = ("closest", "contact", "contact_spread", "closest_like", "log_volume")
 """Of these the difference to the mean of the siblings counts as well."""
@@ -43,8 +44,8 @@ class Features:
     """Candidates in numbers, those of one composition in a row.
 
     group: (m,) int64, composition of each, rising. values: (m, features) float32, see ``FEATURES``.
-    none: (groups,) float32, log of the share of votes for no known type. energy: (m,) float32 eV/atom above the lowest
-    sibling, NaN where unknown. rows: (m,) int64, the candidate's row in the table.
+    none: (groups,) float32, log of the share of votes for no known type. energy: (m,) float32 eV/atom above the
+    lowest sibling, NaN where unknown. rows: (m,) int64, the candidate's row in the table.
     """
 
     group: Tensor

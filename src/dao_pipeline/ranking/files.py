@@ -78,7 +78,9 @@ def kept_columns(table: pa.Table) -> pa.Table:
 
 
 def save_ranker(trained: TrainedRanker, folder: Path, about: dict[str, Any]) -> None:
-    """Write known.parquet, model.safetensors and config.json; the last is written last and names the weights' hash."""
+    """Write known.parquet, model.safetensors and config.json; the last is written last and names the weights'
+    hash.
+    """
     roles = [None if d is None else _as_text(d) for d in trained.described]
     table = trained.table.append_column("structure_type", pa.array(roles, pa.string()))
     write_table(table, folder / "known.parquet", about)

@@ -1,8 +1,8 @@
 """What structure types known crystals of similar composition have: the evidence for and against a candidate.
 
-Known crystals are sorted by reduced stoichiometry. For a composition, each of them suggests its structure type once
-for every assignment of the composition's elements to its own (a *suggestion*). Suggestions of the same type with
-equivalent assignments are of one *kind*; a candidate is of a kind too, whatever made it.
+Known crystals are sorted by reduced stoichiometry. For a composition, each of them suggests its structure type
+once for every assignment of the composition's elements to its own (a *suggestion*). Suggestions of the same type
+with equivalent assignments are of one *kind*; a candidate is of a kind too, whatever made it.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from dao_pipeline.crystals.geometry import compact, volumes
 PLAUSIBILITY = ("closest", "contact", "contact_spread", "closest_like", "neighbours", "log_volume")
 """Distances are in units of the sum of the covalent radii of the two atoms.
 
-closest: smallest distance. contact, contact_spread: mean and standard deviation over the atoms of the distance to the
-nearest neighbour. closest_like: smallest distance between atoms of about the same electronegativity. neighbours: mean
-logarithm of the number of atoms nearly as near as the nearest. log_volume: logarithm of the cell volume over the one
-expected of the elements.
+closest: smallest distance. contact, contact_spread: mean and standard deviation over the atoms of the distance to
+the nearest neighbour. closest_like: smallest distance between atoms of about the same electronegativity.
+neighbours: mean logarithm of the number of atoms nearly as near as the nearest. log_volume: logarithm of the cell
+volume over the one expected of the elements.
 """
 
 _LIKE = 0.5
@@ -73,6 +73,5 @@ def _contacts(lattice: np.ndarray, frac: np.ndarray, numbers: np.ndarray) -> np.
     nearest = ratio.reshape(m, n, -1).min(2)
     neighbours = (ratio.reshape(m, n, -1) < _NEARLY * nearest[:, :, None]).sum(2)
     closest_like = np.where(like[..., None], ratio, _FAR).reshape(m, -1).min(1)
-    return np.stack(
-        [nearest.min(1), nearest.mean(1), nearest.std(1), closest_like, np.log(np.maximum(neighbours, 1)).mean(1)], axis=1
-    )
+    coordination = np.log(np.maximum(neighbours, 1)).mean(1)
+    return np.stack([nearest.min(1), nearest.mean(1), nearest.std(1), closest_like, coordination], axis=1)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 def pool(mass: Sequence[float], same: Callable[[int, int], bool]) -> list[tuple[int, float | None]]:
     """The order of candidates by pooled probability, each with that probability.
 
-    Greedy: in order of ``mass`` (own probabilities; ties in order of the list) each candidate joins the first cluster
-    whose first member it matches, or founds one. First come the founders by the sum over their clusters, which is their
-    probability; the sums add up to what ``mass`` adds up to. Then come the others by their own mass, with None: if one
-    of them is the ground state, so is its founder.
+    Greedy: in order of ``mass`` (own probabilities; ties in order of the list) each candidate joins the first
+    cluster whose first member it matches, or founds one. First come the founders by the sum over their clusters,
+    which is their probability; the sums add up to what ``mass`` adds up to. Then come the others by their own
+    mass, with None: if one of them is the ground state, so is its founder.
     """
     clusters: list[list[int]] = []
     for i in sorted(range(len(mass)), key=lambda i: (-mass[i], i)):

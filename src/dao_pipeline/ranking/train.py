@@ -1,8 +1,8 @@
 """Stage train_ranker: learn from known compositions how likely each candidate is the ground state.
 
-Three steps, each on crystals that it may see: the votes of known crystals and the ranker's network are trained on the
-training split, every composition judged without its own crystals; temperature and the weight of DAO-P's energy are
-fitted on the validation split, on which DAO-P was not trained.
+Three steps, each on crystals that it may see: the votes of known crystals and the ranker's network are trained on
+the training split, every composition judged without its own crystals; temperature and the weight of DAO-P's
+energy are fitted on the validation split, on which DAO-P was not trained.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 def train_ranker(
     campaign: Campaign, crysdb: Path, energy_model: Path, out: Path, templates: Path | None = None
 ) -> None:
-    """Write a ranker's model directory (known.parquet, model.safetensors, config.json, metrics.parquet) to ``out``.
+    """Write a ranker's model directory (known.parquet, model.safetensors, config.json, metrics.parquet) to
+    ``out``.
 
     templates: a template index of the training split; made here where it is not given.
 
@@ -110,12 +111,16 @@ def train_ranker(
 
 
 def refuse_shared(train: pa.Table, path: Path, *others: Path) -> None:
-    """Raise UserError where a composition of the training split is in another split: probabilities would be wrong."""
+    """Raise UserError where a composition of the training split is in another split: probabilities would be
+    wrong.
+    """
     formulas = train["formula"]
     for other in others:
         if not other.exists():
             continue
-        shared = pc.unique(pc.filter(formulas, pc.is_in(formulas, value_set=read_table(other, ["formula"])["formula"])))
+        shared = pc.unique(
+            pc.filter(formulas, pc.is_in(formulas, value_set=read_table(other, ["formula"])["formula"]))
+        )
         if len(shared):
             raise UserError(
                 f"{path}: {len(shared)} compositions, e.g. {shared[0].as_py()}, are in {other} as well. What is learned "
@@ -164,7 +169,9 @@ def _votes(
     seed: int,
 ) -> tuple[Votes, list[float]]:
     if not len(lessons):
-        raise UserError("ranking.sources: no training crystal comes from them; see column source of the raw table.")
+        raise UserError(
+            "ranking.sources: no training crystal comes from them; see column source of the raw table."
+        )
     part = train.take(pa.array(lessons))
     cells = [np.asarray(numbers.values, dtype=np.int64) for numbers in part["atomic_numbers"]]
     found = known.suggest(cells, part["formula"].to_pylist(), settings.suggestions)
@@ -193,5 +200,8 @@ def _metrics(votes: Sequence[float], records: Sequence[dict[str, float]]) -> pa.
         for split in ("train", "val")
     ]
     return pa.Table.from_pylist(
-        rows, schema=pa.schema([("part", pa.string()), ("split", pa.string()), ("step", pa.int32()), ("loss", pa.float64())])
+        rows,
+        schema=pa.schema(
+            [("part", pa.string()), ("split", pa.string()), ("step", pa.int32()), ("loss", pa.float64())]
+        ),
     )

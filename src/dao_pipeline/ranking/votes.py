@@ -5,11 +5,11 @@ kind g is the share of the votes for it,
 
     p(g | x) = sum_{j: g(j) = g} exp(s_j) / (exp(s_0) + sum_j exp(s_j)),
 
-where s_0, learned too, stands for everything that no known crystal suggests. s_j falls with the distance between the
-elements that replace each other, -a sum_i w_i |e(x_i) - e(t_i)|, e being an embedding of the elements (neighbourhood
-components analysis, Goldberger et al., NIPS 2004), to which a small network of the sum over slots of features of each
-replacement is added: which replacements go together. Trained by maximum likelihood on known crystals, each voted on
-by those of other compositions.
+where s_0, learned too, stands for everything that no known crystal suggests. s_j falls with the distance between
+the elements that replace each other, -a sum_i w_i |e(x_i) - e(t_i)|, e being an embedding of the elements
+(neighbourhood components analysis, Goldberger et al., NIPS 2004), to which a small network of the sum over slots
+of features of each replacement is added: which replacements go together. Trained by maximum likelihood on known
+crystals, each voted on by those of other compositions.
 """
 
 from __future__ import annotations

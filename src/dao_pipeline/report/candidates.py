@@ -39,6 +39,7 @@ class Candidate:
     formula: Markup
     rank: int
     energy: float | None
+    probability: float | None
     spacegroup: int | None
     symmetry: str
     volume: float | None
@@ -63,6 +64,7 @@ class Top:
     top_k: int
     energy: str
     has_targets: bool
+    has_probabilities: bool
     empty: list[Markup]
 
 
@@ -97,6 +99,7 @@ def top_section(results: Results, campaign: Campaign) -> Top | None:
         top_k=campaign.screen.top_k,
         energy=LABELS[campaign.energy_model.label],
         has_targets=bool(known),
+        has_probabilities=bool(best["probability"].notna().any()),
         empty=[formula(text) for text in without],
     )
 
@@ -113,6 +116,7 @@ def _candidate(row: dict[Any, Any], crystal: Crystal, known: Matches) -> Candida
         formula=formula(row["composition"]),
         rank=int(row["rank"]),
         energy=maybe("energy_pred"),
+        probability=maybe("probability"),
         spacegroup=maybe("spacegroup"),
         symmetry=spacegroup(maybe("spacegroup")),
         volume=maybe("volume_per_atom"),
