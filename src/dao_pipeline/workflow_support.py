@@ -291,9 +291,9 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
         case "generate_candidates":
             files = [f"candidates/generated/shard-{shard:04d}.parquet" for shard in range(_shards(campaign))]
         case "train_ranker":
-            names = (*MODEL_FILES, "known.parquet", "examples_train.parquet", "examples_val.parquet")
             own = campaign.ranking.enabled and campaign.ranking.model is None
-            files = [f"models/ranker/{name}" for name in names] if own else []
+            tables = ("known.parquet", "examples_train.parquet", "examples_val.parquet")
+            files = [f"models/ranker/{name}" for name in (*MODEL_FILES, *tables)] if own else []
         case "screen_candidates":
             files = ["candidates/screened.parquet", "candidates/top.zip"]
         case "evaluate":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,7 +154,7 @@ class Task:
     symprec: float
     matcher: Matcher
     probabilities: list[float] | None = None
-    alike: Matcher = Matcher()
+    alike: Matcher = field(default_factory=Matcher)
 
 
 @dataclass(frozen=True)

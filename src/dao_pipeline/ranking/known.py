@@ -190,7 +190,7 @@ def reduced_pattern(kind: StructureType) -> Pattern:
 
 def slots(elements: np.ndarray, pattern: Pattern) -> np.ndarray:
     """Elements, given in an order of rising counts, in the order that does not depend on any structure."""
-    return elements[np.lexsort((elements, _MENDELEEV[elements], pattern))]
+    return elements[np.lexsort((elements, _MENDELEEV[elements], np.asarray(pattern)))]
 
 
 def _equivalent(kind: StructureType) -> np.ndarray:

@@ -111,20 +111,18 @@ def train_ranker(
 
 
 def refuse_shared(train: pa.Table, path: Path, *others: Path) -> None:
-    """Raise UserError where a composition of the training split is in another split: probabilities would be
-    wrong.
-    """
+    """Raise UserError where a composition of the training split is in another split as well."""
     formulas = train["formula"]
     for other in others:
         if not other.exists():
             continue
-        shared = pc.unique(
-            pc.filter(formulas, pc.is_in(formulas, value_set=read_table(other, ["formula"])["formula"]))
-        )
+        theirs = read_table(other, ["formula"])["formula"]
+        shared = pc.unique(formulas.filter(pc.is_in(formulas, value_set=theirs)))
         if len(shared):
             raise UserError(
-                f"{path}: {len(shared)} compositions, e.g. {shared[0].as_py()}, are in {other} as well. What is learned "
-                "from them says nothing about compositions unseen. Rerun build_crysdb with crysdb.split: composition."
+                f"{path}: {len(shared)} compositions, e.g. {shared[0].as_py()}, are in {other} as well. What is "
+                "learned from them says nothing about compositions unseen. Rerun build_crysdb with crysdb.split: "
+                "composition."
             )
 
 
@@ -169,9 +167,7 @@ def _votes(
     seed: int,
 ) -> tuple[Votes, list[float]]:
     if not len(lessons):
-        raise UserError(
-            "ranking.sources: no training crystal comes from them; see column source of the raw table."
-        )
+        raise UserError("ranking.sources: no training crystal comes from them; see column source of CrysDB.")
     part = train.take(pa.array(lessons))
     cells = [np.asarray(numbers.values, dtype=np.int64) for numbers in part["atomic_numbers"]]
     found = known.suggest(cells, part["formula"].to_pylist(), settings.suggestions)
@@ -199,9 +195,5 @@ def _metrics(votes: Sequence[float], records: Sequence[dict[str, float]]) -> pa.
         for record in records
         for split in ("train", "val")
     ]
-    return pa.Table.from_pylist(
-        rows,
-        schema=pa.schema(
-            [("part", pa.string()), ("split", pa.string()), ("step", pa.int32()), ("loss", pa.float64())]
-        ),
-    )
+    kinds = [("part", pa.string()), ("split", pa.string()), ("step", pa.int32()), ("loss", pa.float64())]
+    return pa.Table.from_pylist(rows, schema=pa.schema(kinds))
