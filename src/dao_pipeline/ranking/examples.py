@@ -25,7 +25,8 @@ STRUCTURE = ["id", "source", "formula", "atomic_numbers", "frac_coords", "lattic
 def propose(index: TemplateIndex, targets: pa.Table, k: int) -> pa.Table:
     """Up to ``k`` proposals for the cell of each target, as candidates: a crystal table with target_id.
 
-    Templates with the target's composition are left out. ``sample`` is the proposal's place, from 0.
+    Templates with the target's composition are left out. ``sample`` is the proposal's place, from 0, and
+    ``template_share`` its share of the index's votes.
     """
     cells = [np.asarray(numbers.values, dtype=np.int64) for numbers in targets["atomic_numbers"]]
     found = index.propose(cells, k, exclude="composition")
@@ -42,6 +43,7 @@ def propose(index: TemplateIndex, targets: pa.Table, k: int) -> pa.Table:
             "sample": pa.array(found.rank, pa.int32()),
             "template_id": pa.array(found.template_id.tolist(), pa.string()),
             "template_distance": pa.array(found.distance, pa.float64()),
+            "template_share": pa.array(found.probability, pa.float64()),
         }
     )
 

@@ -148,10 +148,10 @@ def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
 
 def _as_text(described: tuple[StructureType, np.ndarray]) -> str:
     kind, elements = described
-    return json.dumps([kind.spacegroup, kind.counts, kind.roles, elements.tolist()])
+    return json.dumps([kind.spacegroup, kind.counts, kind.roles, kind.places, elements.tolist()])
 
 
 def _from_text(text: str) -> tuple[StructureType, np.ndarray]:
-    spacegroup, counts, roles, elements = json.loads(text)
+    spacegroup, counts, roles, places, elements = json.loads(text)
     sites = tuple(tuple((int(n), str(letters)) for n, letters in role) for role in roles)
-    return StructureType(spacegroup, tuple(counts), sites), np.array(elements, dtype=np.int64)
+    return StructureType(spacegroup, tuple(counts), sites, tuple(places)), np.array(elements, dtype=np.int64)

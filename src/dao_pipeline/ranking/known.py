@@ -194,9 +194,10 @@ def slots(elements: np.ndarray, pattern: Pattern) -> np.ndarray:
 
 
 def _equivalent(kind: StructureType) -> np.ndarray:
-    """(P,) classes of assignments: slots with the same role can exchange their elements."""
+    """(P,) classes of assignments: slots with the same role and place can exchange their elements."""
     pattern = reduced_pattern(kind)
-    roles = np.array([sorted(set(kind.roles)).index(role) for role in kind.roles])
+    sites = list(zip(kind.roles, kind.places, strict=True))
+    roles = np.array([sites.index(site) for site in sites])
     return cosets(pattern, (roles[assignments(pattern)] == roles).all(1))
 
 
