@@ -644,7 +644,7 @@ class Ranking(Section):
         64, ge=1, le=1000, description="nearest known crystals, each under its assignments of elements, that vote"
     )
     epochs: int = Field(6, ge=1, description="passes over the training crystals when votes are learned")
-    hidden: int = Field(32, ge=1, le=1024, description="width of the ranker's network")
+    hidden: int = Field(64, ge=1, le=1024, description="width of the ranker's network")
     matcher: Matcher = Field(
         Matcher(), description="decides whether a candidate is the known crystal, and which share a probability"
     )

@@ -16,6 +16,10 @@ from dao_pipeline.ranking.model import Groups, Ranker, likelihood
 PATIENCE = 40
 """Steps without a better validation after which training ends."""
 
+STOPPED_BY = 0.2
+"""Share of the training compositions that are not learned from but say when to stop. Not the validation split: its
+crystals may be of other sources, and what is calibrated on should not have been chosen by."""
+
 _RIDGE = (0.5, 1.0, 20.0)
 """Standard deviations that log temperature, shift of none and energy weight (atoms/eV) are expected to have."""
 
@@ -32,6 +36,10 @@ class Labelled:
         """``matched``: (rows,) of the table that the groups describe."""
         return cls(groups, groups.spread(matched.astype(bool)))
 
+    def take(self, rows: Tensor) -> Labelled:
+        """Some of the groups."""
+        return Labelled(self.groups.take(rows), self.hit[rows])
+
     def loss(self, log_probability: Tensor) -> Tensor:
         """Mean negative log likelihood."""
         return -likelihood(log_probability, self.hit).mean()
@@ -41,18 +49,23 @@ def fit_ranker(
     train: Labelled,
     val: Labelled,
     seed: int,
-    hidden: int = 32,
-    steps: int = 400,
-    learning_rate: float = 5e-3,
+    hidden: int = 64,
+    steps: int = 600,
+    learning_rate: float = 1e-3,
     weight_decay: float = 1e-2,
     without: Sequence[str] = (),
 ) -> tuple[Ranker, list[dict[str, float]]]:
-    """A ranker with the weights that did best in validation, and the losses on the way.
+    """A ranker, calibrated on ``val``, and the losses on the way.
+
+    It has the weights that did best on a part of the training compositions that it does not learn from.
 
     without: features that it must not use, or ``energy``.
     """
     torch.manual_seed(seed)
     ranker = Ranker(hidden)
+    order = torch.randperm(len(train.hit))
+    apart = int(STOPPED_BY * len(order))
+    stop, train = train.take(order[:apart]), train.take(order[apart:])
     values = train.groups.values[train.groups.here]
     ranker.mean.copy_(values.mean(0))
     ranker.scale.copy_(values.std(0).clamp(min=1e-3))
@@ -69,8 +82,8 @@ def fit_ranker(
         optimiser.step()
         if step % 5 == 0:
             with torch.no_grad():
-                checked = float(val.loss(torch.log_softmax(ranker.evidence(val.groups), dim=1)))
-            records.append({"step": step, "train": float(loss.detach()), "val": checked})
+                checked = float(stop.loss(torch.log_softmax(ranker.evidence(stop.groups), dim=1)))
+            records.append({"step": step, "train": float(loss.detach()), "stop": checked})
             if checked < best:
                 best, best_step, kept = checked, step, copy.deepcopy(ranker.state_dict())
             elif step - best_step >= PATIENCE:

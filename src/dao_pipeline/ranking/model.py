@@ -56,6 +56,10 @@ class Groups:
             row=block(torch.from_numpy(features.rows), -1),
         )
 
+    def take(self, rows: Tensor) -> Groups:
+        """Some of the groups."""
+        return Groups(*(getattr(self, name)[rows] for name in Groups.__dataclass_fields__))
+
     def spread(self, values: np.ndarray) -> Tensor:
         """(g, s): values of the table's rows; 0 for padding."""
         taken = torch.from_numpy(values)[self.row.clamp(min=0)]

@@ -193,7 +193,7 @@ def _metrics(votes: Sequence[float], records: Sequence[dict[str, float]]) -> pa.
     rows += [
         {"part": "ranker", "split": split, "step": int(record["step"]), "loss": record[split]}
         for record in records
-        for split in ("train", "val")
+        for split in ("train", "stop")
     ]
     kinds = [("part", pa.string()), ("split", pa.string()), ("step", pa.int32()), ("loss", pa.float64())]
     return pa.Table.from_pylist(rows, schema=pa.schema(kinds))
