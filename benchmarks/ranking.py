@@ -1,12 +1,12 @@
 """Which candidate is named first: by the nearest template, by votes, by DAO-P's energy, by the learned ranking.
 
-``python benchmarks/ranking.py rates --ranker DIR --templates DIR --energy-model DIR --targets mp20=FILE --out FOLDER``
+``python benchmarks/ranking.py rates --ranker DIR --templates DIR --energy-model DIR --targets A=FILE --out DIR``
 proposes crystals for known compositions (templates of the same composition excluded) and compares the first one of
 each method with the known crystal. Every target counts, those without proposals as misses. Writes a table of match
 rates with 95 % bootstrap intervals and paired differences, a reliability diagram (PNG and table) and ranking.json.
 
-``python benchmarks/ranking.py ablation --ranker DIR --train FILE ... --val FILE --targets mp20=FILE --out FOLDER`` fits
-the ranker anew without some of its features, on the examples that train_ranker wrote; --targets are such examples too.
+``python benchmarks/ranking.py ablation --ranker DIR --train FILE --val FILE --targets A=FILE --out DIR`` fits the
+ranker anew without some of its features, on the examples that train_ranker wrote; --targets are such examples too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +47,7 @@ app = typer.Typer()
 
 @dataclass(frozen=True)
 class Outcome:
-    """One target: which methods' first candidates are right, and the probability of the learned ranking's first."""
+    """One target: whose first candidates are right, and the probability of the learned ranking's first."""
 
     target: str
     right: dict[str, bool]
@@ -60,7 +60,9 @@ def first_candidates(
     """The row of each method's first candidate of one target (its ``rows``), and the pooled probability."""
     place = {row: i for i, row in enumerate(features.rows.tolist())}
     share = features.values[[place[r] for r in rows.tolist()], FEATURES.index("log_share")].numpy()
-    column = {n: candidates[n].take(pa.array(rows)).to_numpy() for n in ("template_distance", "sample", "energy_pred")}
+    column = {
+        n: candidates[n].take(pa.array(rows)).to_numpy() for n in ("template_distance", "sample", "energy_pred")
+    }
     first = {
         "nearest template": int(rows[np.argmin(column["template_distance"])]),
         "votes of the index": int(rows[np.argmin(column["sample"])]),
@@ -95,7 +97,9 @@ def outcomes(trained: TrainedRanker, candidates: pa.Table, targets: pa.Table) ->
         known = same.reduce(target)
         unique = sorted(set(first.values()))
         made = from_table(candidates.select(STRUCTURE).take(pa.array(unique)))
-        right = {row: bool(np.isfinite(same.rms(same.reduce(c), known))) for row, c in zip(unique, made, strict=True)}
+        right = {
+            row: bool(np.isfinite(same.rms(same.reduce(c), known))) for row, c in zip(unique, made, strict=True)
+        }
         found.append(Outcome(target.id, {name: right[row] for name, row in first.items()}, pooled))
     return found
 
@@ -131,8 +135,12 @@ def draw(bins: dict[str, list[dict[str, float]]], path: Path) -> None:
         error = [1.96 * np.sqrt(max(r["observed"] * (1 - r["observed"]), 1e-9) / r["count"]) for r in rows]
         axis.errorbar([r["predicted"] for r in rows], [r["observed"] for r in rows], error, fmt="o-", capsize=2)
         for r in rows:
-            axis.annotate(str(r["count"]), (r["predicted"], r["observed"]), (5, -10), textcoords="offset points", fontsize=7)
-        axis.set(title=name, xlabel="predicted probability", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+            axis.annotate(
+                str(r["count"]), (r["predicted"], r["observed"]), (5, -10), textcoords="offset points", fontsize=7
+            )
+        axis.set(
+            title=name, xlabel="predicted probability", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1)
+        )
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -154,32 +162,44 @@ def rates(
     for text in targets:
         name, _, path = text.partition("=")
         known = read_table(Path(path)).slice(0, limit)
-        banned = index.table["formula"]
-        assert not pc.any(pc.is_in(known["formula"], value_set=banned)).as_py(), "targets are among the templates"
+        if pc.any(pc.is_in(known["formula"], value_set=index.table["formula"])).as_py():
+            raise typer.BadParameter(f"{path}: some of its compositions are among the templates")
         candidates = propose(index, known, proposals)
-        energies = predict_energies(energy_model, candidates)
-        candidates = candidates.append_column("energy_pred", pa.array(energies))
+        candidates = candidates.append_column("energy_pred", pa.array(predict_energies(energy_model, candidates)))
         found = outcomes(trained, candidates, known)
-        learned = np.array([o.right["learned ranking"] for o in found], dtype=float)
-        print(f"\n{name}: {len(found)} targets\n\n| first by | k = 1 | 95 % | learned ranking is better by |\n|---|---|---|---|")
-        rows = {}
-        for method in METHODS:
-            hits = np.array([o.right[method] for o in found], dtype=float)
-            low, high = interval(hits.tolist(), 2000, 0)
-            better = interval((learned - hits).tolist(), 2000, 0) if method != METHODS[-1] else (0.0, 0.0)
-            rows[method] = {"rate": hits.mean(), "low": low, "high": high, "better": (learned - hits).mean()}
-            rows[method] |= {"better_low": better[0], "better_high": better[1]}
-            shown = "" if method == METHODS[-1] else f"{100 * (learned - hits).mean():.1f} [{100 * better[0]:.1f}, {100 * better[1]:.1f}]"  # type: ignore[operator]
-            print(f"| {method} | {100 * hits.mean():.1f} | {100 * low:.1f} to {100 * high:.1f} | {shown} |")  # type: ignore[operator]
         bins[name], error = reliability(found)
-        print("\n| probability | targets | predicted | observed |\n|---|---|---|---|")
-        for b in bins[name]:
-            print(f"| {b['from']:.1f} to {b['from'] + 0.1:.1f} | {b['count']} | {b['predicted']:.3f} | {b['observed']:.3f} |")
-        print(f"\nexpected calibration error {error:.3f}")
-        result[name] = {"targets": len(found), "methods": rows, "bins": bins[name], "calibration_error": error}
+        methods = {method: compared(found, method) for method in METHODS}
+        result[name] = {"targets": len(found), "methods": methods, "bins": bins[name], "calibration_error": error}
+        show(name, result[name])
     out.mkdir(parents=True, exist_ok=True)
     (out / "ranking.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(bins, out / "reliability.png")
+
+
+def compared(found: list[Outcome], method: str) -> dict[str, float | None]:
+    """In percent: how often the first candidate of a method is right, and by how much the learned ranking is better."""
+    hits = np.array([o.right[method] for o in found], dtype=float)
+    more = np.array([o.right[METHODS[-1]] for o in found], dtype=float) - hits
+    (low, high), (less, most) = interval(100 * hits, 2000, 0), interval(100 * more, 2000, 0)
+    if not hits.any() or hits.all():
+        low, high = (100 * end for end in interval(hits, 2000, 0))  # type: ignore[operator]
+    if not more.any():
+        less, most = 0.0, 0.0
+    rate, better = 100 * hits.mean(), 100 * more.mean()
+    return {"rate": rate, "low": low, "high": high, "better": better, "better_low": less, "better_high": most}
+
+
+def show(name: str, result: dict[str, Any]) -> None:
+    """Print the tables of one set of targets."""
+    print(f"\n{name}: {result['targets']} targets\n")
+    print("| first by | k = 1, % | 95 % | learned ranking is better by | 95 % |\n|---|---|---|---|---|")
+    for method, r in result["methods"].items():
+        better = f"{r['better']:.1f} | {r['better_low']:.1f} to {r['better_high']:.1f}"
+        print(f"| {method} | {r['rate']:.1f} | {r['low']:.1f} to {r['high']:.1f} | {better} |")
+    print("\n| probability from | targets | predicted | observed |\n|---|---|---|---|")
+    for b in result["bins"]:
+        print(f"| {b['from']:.1f} | {b['count']} | {b['predicted']:.3f} | {b['observed']:.3f} |")
+    print(f"\nexpected calibration error {result['calibration_error']:.3f}", flush=True)
 
 
 LEFT_OUT = {
@@ -226,8 +246,12 @@ def ablation(
                 with torch.no_grad():
                     log_probability = fitted(data.groups)
                 first = log_probability[:, 1:].argmax(1, keepdim=True)
-                row.setdefault(f"{name}: log likelihood", []).append(float(likelihood(log_probability, data.hit).mean()))
-                row.setdefault(f"{name}: first right", []).append(100 * float(data.hit.gather(1, first).float().mean()))
+                row.setdefault(f"{name}: log likelihood", []).append(
+                    float(likelihood(log_probability, data.hit).mean())
+                )
+                row.setdefault(f"{name}: first right", []).append(
+                    100 * float(data.hit.gather(1, first).float().mean())
+                )
         result[what] = {name: float(np.mean(values)) for name, values in row.items()}
         cells = [f"{v:.3f}" if "log" in name else f"{v:.1f}" for name, v in result[what].items()]
         print(f"| {what} | " + " | ".join(cells) + " |", flush=True)

@@ -634,7 +634,10 @@ class Ranking(Section):
         "like the ones that are asked for; all crystals vote in any case. null: from all",
     )
     max_e_above_hull: float = Field(
-        0.08, ge=0, le=1, description="eV/atom; where the most stable known crystal lies higher, nothing is learned"
+        0.08,
+        ge=0,
+        le=1,
+        description="eV/atom; where the most stable known crystal lies higher, nothing is learned",
     )
     compositions: int = Field(
         2_000, ge=20, description="training compositions whose proposals are compared with the known crystal"

@@ -326,5 +326,7 @@ def test_a_ranker_ranks_by_probability_and_nothing_else_changes(
 
 def write_model_note(folder: Path) -> None:
     folder.mkdir()
-    (folder / "config.json").write_text('{"history": [{"stage": "train_ranker", "campaign": "t", "held_out": []}]}')
+    (folder / "config.json").write_text(
+        '{"history": [{"stage": "train_ranker", "campaign": "t", "held_out": []}]}'
+    )
     (folder / "model.safetensors").write_bytes(b"")

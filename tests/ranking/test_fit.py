@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,6 +11,9 @@ import torch
 
 from dao_pipeline.config import Ranking
 from dao_pipeline.crystals.crystal import Crystal, to_table
+from dao_pipeline.crystals.table import write_table
+from dao_pipeline.crystals.volume import fit_element_volumes
+from dao_pipeline.errors import UserError
 from dao_pipeline.ranking.examples import STRUCTURE
 from dao_pipeline.ranking.features import FEATURES, Features, describe
 from dao_pipeline.ranking.files import TrainedRanker, kept_columns, load_ranker, save_ranker
@@ -19,11 +24,6 @@ from dao_pipeline.ranking.pool import pool
 from dao_pipeline.ranking.structure_type import structure_types
 from dao_pipeline.ranking.train import ground_states, refuse_shared
 from dao_pipeline.ranking.votes import VoteData, Votes, fit_votes
-from dao_pipeline.crystals.table import write_table
-from dao_pipeline.errors import UserError
-from dao_pipeline.crystals.volume import fit_element_volumes
-from pathlib import Path
-
 from tests.make import crystal
 from tests.ranking.test_known import caesium_chloride, perovskite
 
@@ -89,7 +89,11 @@ def test_calibration_finds_the_temperature_that_was_hidden() -> None:
     features, hit, probability = synthetic(3000, 2)
     features.values[:, SHARE] *= 2.0  # overconfident: true temperature 2
     overconfident = Features(
-        group=features.group, values=features.values, none=features.none * 2.0, energy=features.energy, rows=features.rows
+        group=features.group,
+        values=features.values,
+        none=features.none * 2.0,
+        energy=features.energy,
+        rows=features.rows,
     )
     ranker = Ranker(8)
     before = calibration_error(ranker.probabilities(overconfident), hit)
@@ -110,7 +114,10 @@ def test_known_probabilities_are_learned_with_their_features() -> None:
     blind, _ = fit_ranker(labelled(*train[:2]), labelled(*val[:2]), seed=0, without=["closest", "energy"])
     data = labelled(*held[:2])
     with torch.no_grad():
-        assert likelihood(ranker(data.groups), data.hit).mean() > likelihood(blind(data.groups), data.hit).mean() + 0.05
+        assert (
+            likelihood(ranker(data.groups), data.hit).mean()
+            > likelihood(blind(data.groups), data.hit).mean() + 0.05
+        )
 
 
 def test_an_energy_that_tells_gets_weight_and_one_that_does_not_gets_none() -> None:
@@ -120,7 +127,9 @@ def test_an_energy_that_tells_gets_weight_and_one_that_does_not_gets_none() -> N
     calibrate(ranker, data)
     assert float(ranker.energy_weight.detach()) > 5
     noise = torch.from_numpy(np.random.default_rng(0).exponential(0.1, len(hit))).float()
-    useless = Features(group=features.group, values=features.values, none=features.none, energy=noise, rows=features.rows)
+    useless = Features(
+        group=features.group, values=features.values, none=features.none, energy=noise, rows=features.rows
+    )
     ranker = Ranker(8)
     calibrate(ranker, labelled(useless, hit))
     assert float(ranker.energy_weight.detach()) < 1
@@ -139,7 +148,10 @@ def test_pooled_probabilities_add_up_and_variants_come_last() -> None:
 
 
 KNOWN = [
-    *(perovskite(a, b, x) for a, b, x in (("Sr", "Ti", "O"), ("Ba", "Ti", "O"), ("Ca", "Zr", "O"), ("K", "Mg", "F"))),
+    *(
+        perovskite(a, b, x)
+        for a, b, x in (("Sr", "Ti", "O"), ("Ba", "Ti", "O"), ("Ca", "Zr", "O"), ("K", "Mg", "F"))
+    ),
     *(caesium_chloride(a, b) for a, b in (("Cs", "Cl"), ("Cs", "Br"), ("Rb", "I"))),
 ]
 
@@ -188,7 +200,9 @@ def test_the_order_of_siblings_and_other_compositions_do_not_matter(trained: Tra
     assert found[:3].sum() < 1
     assert found[3:].sum() < 1
     order = np.array([4, 2, 0, 3, 1])
-    assert trained.probabilities(table.take(pa.array(order)), [NAMES[i] for i in order]) == pytest.approx(found[order])
+    assert trained.probabilities(table.take(pa.array(order)), [NAMES[i] for i in order]) == pytest.approx(
+        found[order]
+    )
     assert trained.probabilities(table.slice(3), NAMES[3:]) == pytest.approx(found[3:], rel=1e-5)
     assert trained.probabilities(table.slice(0, 0), []).shape == (0,)
 
@@ -238,7 +252,13 @@ def test_training_on_leaked_compositions_is_refused(tmp_path: Path) -> None:
 def test_only_ground_states_of_wanted_sources_teach() -> None:
     made = [
         perovskite("Sr", "Ti", "O", e_above_hull=0.05),
-        crystal("better", ["Sr", "Ti", "O", "O", "O"], np.random.default_rng(0).random((5, 3)).tolist(), 4, e_above_hull=0.0),
+        crystal(
+            "better",
+            ["Sr", "Ti", "O", "O", "O"],
+            np.random.default_rng(0).random((5, 3)).tolist(),
+            4,
+            e_above_hull=0.0,
+        ),
         perovskite("Ba", "Ti", "O", e_above_hull=0.5),
         perovskite("Ca", "Zr", "O", e_above_hull=None),
     ]

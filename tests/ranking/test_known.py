@@ -42,11 +42,13 @@ def elements(*symbols: str) -> np.ndarray:
 def test_a_type_is_the_same_in_every_cell() -> None:
     one = perovskite("Sr", "Ti", "O")
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
-    shifted = replace(one, frac_coords=(one.frac_coords + [0.1, 0.27, 0.4]) % 1, lattice=one.lattice @ rotation)
+    shifted = replace(
+        one, frac_coords=(one.frac_coords + np.array([0.1, 0.27, 0.4])) % 1, lattice=one.lattice @ rotation
+    )
     twice = Crystal(
         id="twice",
         atomic_numbers=np.tile(one.atomic_numbers, 2),
-        frac_coords=np.concatenate([one.frac_coords, one.frac_coords + [1, 0, 0]]) / [2, 1, 1],
+        frac_coords=np.concatenate([one.frac_coords, one.frac_coords + np.array([1, 0, 0])]) / [2, 1, 1],
         lattice=one.lattice * np.array([[2], [1], [1]]),
     )
     first = structure_type(one, 0.1)
@@ -71,7 +73,10 @@ def test_which_element_stands_where_is_part_of_the_kind() -> None:
 
 def test_suggestions_are_nearest_first_and_never_of_the_own_composition() -> None:
     types, table = known(
-        perovskite("Sr", "Ti", "O"), perovskite("Ba", "Ti", "O"), perovskite("K", "Mg", "F"), caesium_chloride("Cs", "Cl")
+        perovskite("Sr", "Ti", "O"),
+        perovskite("Ba", "Ti", "O"),
+        perovskite("K", "Mg", "F"),
+        caesium_chloride("Cs", "Cl"),
     )
     cell = elements("Sr", "Ti", "O", "O", "O")
     found = types.suggest([cell], [table["formula"][0].as_py()], 8)

@@ -54,7 +54,10 @@ def test_the_stage_writes_a_ranker_that_knows_the_types(crysdb: Path, tmp_path: 
     out = tmp_path / "ranker"
     train_ranker(campaign(), crysdb, tmp_path / "dao_p", out)
     examples = read_table(out / "examples_train.parquet")
-    own = [t.partition(":")[0] == template for t, template in zip(*(examples[n].to_pylist() for n in ("id", "template_id")), strict=True)]
+    own = [
+        t.partition(":")[0] == template
+        for t, template in zip(*(examples[n].to_pylist() for n in ("id", "template_id")), strict=True)
+    ]
     assert not any(own)
     note = json.loads((out / "config.json").read_text())
     assert note["kind"] == "ranker"

@@ -114,8 +114,8 @@ def load_ranker(folder: Path) -> TrainedRanker:
         for name, key in (("model.safetensors", "weights_hash"), ("known.parquet", "known_hash")):
             if file_hash(folder / name) != note[key]:
                 raise UserError(
-                    f"{folder}: {name} is not the file that config.json describes. Rerun train_ranker, or fetch the "
-                    "directory again."
+                    f"{folder}: {name} is not the file that config.json describes. Rerun train_ranker, or fetch "
+                    "the directory again."
                 )
         if note["features"] != list(FEATURES):
             raise UserError(f"{folder}: it was trained on other features than this code has. Rerun train_ranker.")

@@ -40,7 +40,7 @@ _SHIFTS = np.array(list(product((-1, 0, 1), repeat=3)), dtype=np.float64)
 class StructureType:
     """spacegroup: its number. counts: atoms of each element in the primitive cell, rising. roles: their sites.
 
-    places: of elements with the same count and role, how crowded they are: 0 the least, equal where it is the same.
+    places: of elements with the same count and role, how crowded they are: 0 the least, equal where alike.
     """
 
     spacegroup: int
@@ -64,8 +64,8 @@ def structure_types(
 def structure_type(crystal: Crystal, symprec: float) -> tuple[StructureType, np.ndarray] | None:
     """The type of a crystal and its elements, (slots,) int64, in the order of the type's counts, roles and places.
 
-    Elements that are alike in all of these are in order of Mendeleev number. None where no symmetry is found at ``symprec``
-    (angstrom).
+    Elements that are alike in all of these are in order of Mendeleev number. None where no symmetry is found at
+    ``symprec`` (angstrom).
     """
     import moyopy
 
