@@ -177,7 +177,7 @@ def rates(
 
 
 def compared(found: list[Outcome], method: str) -> dict[str, float | None]:
-    """In percent: how often the first candidate of a method is right, and by how much the learned ranking is better."""
+    """In percent: how often the first of a method is right, and by how much the learned ranking is better."""
     hits = np.array([o.right[method] for o in found], dtype=float)
     more = np.array([o.right[METHODS[-1]] for o in found], dtype=float) - hits
     (low, high), (less, most) = interval(100 * hits, 2000, 0), interval(100 * more, 2000, 0)
