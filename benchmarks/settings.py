@@ -32,7 +32,7 @@ PAPER_PROCESS = {"process": {"kind": "diffusion", "lattice_scale": "none", "remo
 PAPER_TRAINING = {"training": {"ema_decay": 0.0, "permute_axes": False}}
 
 GENERATOR: dict[str, Overrides] = {
-    "default": {},
+    "reference": {},
     "paper": JOINT | PAPER_PROCESS | PAPER_TRAINING,
     "joint norm": JOINT,
     "separate norm, nothing else": {"backbone": {"distances": "none", "noise_aware": False}},
@@ -51,7 +51,7 @@ GENERATOR: dict[str, Overrides] = {
 }
 
 ENERGY: dict[str, Overrides] = {
-    "default": {},
+    "reference": {},
     "paper": JOINT | PAPER_PROCESS | PAPER_TRAINING | {"energy": {"clean_fraction": 0.0, "clip_label": 1e6}},
     "t = 0 never shown": {"energy": {"clean_fraction": 0.0}},
     "labels not clipped": {"energy": {"clip_label": 1e6}},
@@ -64,16 +64,20 @@ ENERGY: dict[str, Overrides] = {
 
 
 def campaign(args: argparse.Namespace, changes: Overrides, seed: int) -> Campaign:
-    """The controlled campaign with one variant's changes."""
+    """The controlled campaign with one variant's changes.
+
+    What all variants are compared with is stated here and not taken from the defaults, which follow from them.
+    """
     training = {
         "steps": args.steps,
         "batch_atoms": args.batch_atoms,
         "learning_rate": args.learning_rate,
         "warmup_steps": 50,
         "ema_decay": 0.99,
+        "permute_axes": True,
         "validate_every": 10**9,
     } | changes.get("training", {})
-    backbone = {"preset": args.preset} | changes.get("backbone", {})
+    backbone = {"preset": args.preset, "distances": "values"} | changes.get("backbone", {})
     return Campaign.model_validate(
         {
             "name": "settings",
