@@ -8,16 +8,19 @@
   crystal by StructureMatcher, as in the other tables.
 
 The energy is CHGNet's, which knows nothing of DAO-P, above that of the known crystal. Methods: none; paper (the
-published procedure); DAO-P (what the stage does: refused ones stay as they were); and, for some of the crystals,
-CHGNet's own relaxation. Times are CPU times of one thread.
+published procedure); DAO-P (what the stage does: refused ones stay as they were); denoising (with the same model's
+other two heads, which say where the crystal lies that noise was added to: no energy, no gradient); and, for some of
+the crystals, CHGNet's own relaxation. Times are CPU times of one thread.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,11 +39,17 @@ from dao_pipeline.energy.predict import load_energy_model
 from dao_pipeline.energy.relax import start
 from dao_pipeline.energy.relax_table import relaxed_table
 from dao_pipeline.evaluation.matching import match
+from dao_pipeline.model.layout import Layout
+from dao_pipeline.process.flow import Flow
+from dao_pipeline.process.log_metric import log_metric, metric_cell
 from dao_pipeline.sources import embedded
 from dao_pipeline.sources.chgnet_labels import Labeller, RelaxSettings
 
 LEVELS = {"small": (0.05, 0.01), "medium": (0.1, 0.03), "large": (0.2, 0.06)}
 """Standard deviations of each displacement (angstrom) and of each entry of the strain."""
+
+DENOISING = (0.1, 8)
+"""Time s of the flow that a crystal is taken to be at, chosen on other crystals, and steps from there to 0."""
 
 DRAWS = 2000
 """Bootstrap resamplings of the crystals."""
@@ -63,6 +72,11 @@ class Task:
         pairs = zip(from_table(relaxed), from_table(self.known), strict=True)
         found = [match(a, b, matcher).rmse for a, b in pairs]
         return np.array([np.nan if rmse is None else rmse for rmse in found])
+
+    @cached_property
+    def before(self) -> np.ndarray:
+        """Distances of the unrelaxed crystals."""
+        return self.distances(self.table)
 
     def strains(self, relaxed: pa.Table) -> np.ndarray:
         """(rows,), how far cells are from the known: in shape, or, where cells are set otherwise, in size."""
@@ -161,6 +175,33 @@ def dao_p(model: Path, task: Task, settings: Relax) -> tuple[pa.Table, dict[str,
     }
 
 
+def denoised(model: Path, task: Task) -> tuple[pa.Table, dict[str, float]]:
+    """The task's crystals after a few steps of the flow towards s = 0; all are kept."""
+    network, (start_time, steps) = load_energy_model(model), DENOISING
+    flow = network.schedule
+    assert isinstance(flow, Flow)
+    begin = time.process_time()
+    flat = flatten(task.table)
+    layout, numbers = Layout.from_ptr(torch.from_numpy(flat.ptr)), torch.from_numpy(flat.numbers)
+    edge = network.edge(numbers, layout)
+    coords = torch.from_numpy(flat.frac).float()
+    # what the flow calls Y_s has moved the same share of the way towards the mean of the prior
+    y = torch.lerp(
+        log_metric(torch.from_numpy(flat.lattice).float() / edge), flow.center(torch.float32), start_time
+    )
+    levels = np.rint(np.linspace(start_time * flow.timesteps, 0, steps + 1)).astype(int)
+    with torch.no_grad():
+        for level, then in pairwise(levels.tolist()):
+            t, move = torch.full((len(flat),), level), (level - then) / flow.timesteps
+            out = network.crysformer(numbers, coords % 1.0, metric_cell(y), layout.ptr, t, layout)
+            coords = coords - move * flow.coords_velocity(out.coords, layout)
+            y = y - move * flow.lattice_velocity(out.lattice, y, level / flow.timesteps)
+        cells = metric_cell(y) * edge
+    seconds = time.process_time() - begin
+    moved = replace(flat, frac=coords.double().numpy(), lattice=cells.double().numpy())
+    return with_structures(task.table, moved), {"steps": steps, "crystals_per_second": len(flat) / seconds}
+
+
 def chgnet(task: Task, steps: int) -> tuple[pa.Table, dict[str, float]]:
     """CHGNet's own relaxation; what came to no good stays as it was."""
     crystals = [replace(c, id=str(i)) for i, c in enumerate(from_table(task.table))]
@@ -201,29 +242,36 @@ def main(
     labeller = Labeller()
     rows: list[dict[str, Any]] = []
     for task in tasks:
-        if not task.table.num_rows:
-            continue
-        reference = np.array(labeller.energies(list(from_table(task.known))))
-        methods: list[tuple[str, Task, tuple[pa.Table, dict[str, float]]]] = [("none", task, (task.table, {}))]
-        for path in model:
-            for name, settings in {"paper": Relax(method="paper", steps=5), "DAO-P": ours}.items():
-                methods.append((f"{name} ({path.name})", task, dao_p(path, task, settings)))
-        if ceiling:
-            part = task.head(ceiling)
-            methods += [("none, of these", part, (part.table, {})), ("CHGNet", part, chgnet(part, ceiling_steps))]
-        for name, of, (relaxed, figures) in methods:
-            energies = np.array(labeller.energies(list(from_table(relaxed))))
-            zero = reference if of is task else np.array(labeller.energies(list(from_table(of.known))))
-            row = measured(of, relaxed, energies - zero) | figures
+        for name, of, (relaxed, figures) in methods(task, model, ours, ceiling, ceiling_steps):
+            if name.startswith("none"):
+                known_energies = np.array(labeller.energies(list(from_table(of.known))))
+            energies = np.array(labeller.energies(list(from_table(relaxed)))) - known_energies
+            row = measured(of, relaxed, energies) | figures
             rows.append({"task": task.name, "unit": task.unit, "method": name, "n": of.table.num_rows} | row)
             print(line(rows[-1], header=name == "none"), flush=True)
     settings_used = {"ours": ours.model_dump(mode="json"), "ceiling_steps": ceiling_steps, "seed": seed}
     write_text(out, json.dumps({"rows": rows, "settings": settings_used}, indent=2) + "\n")
 
 
+def methods(
+    task: Task, models: list[Path], ours: Relax, ceiling: int, ceiling_steps: int
+) -> Iterator[tuple[str, Task, tuple[pa.Table, dict[str, float]]]]:
+    """Name, crystals, and what became of them; one by one."""
+    yield "none", task, (task.table, {})
+    for path in models:
+        yield f"paper ({path.name})", task, dao_p(path, task, Relax(method="paper", steps=5))
+        yield f"DAO-P ({path.name})", task, dao_p(path, task, ours)
+        if isinstance(load_energy_model(path).schedule, Flow):
+            yield f"denoising ({path.name})", task, denoised(path, task)
+    if ceiling:
+        part = task.head(ceiling)
+        yield "none, of these", part, (part.table, {})
+        yield "CHGNet", part, chgnet(part, ceiling_steps)
+
+
 def measured(task: Task, relaxed: pa.Table, energy: np.ndarray) -> dict[str, Any]:
     """Distances, strains and energies of relaxed crystals, with intervals."""
-    distance, before = task.distances(relaxed), task.distances(task.table)
+    distance, before = task.distances(relaxed), task.before
     return {
         "distance": interval(distance),
         "matched": float(np.isfinite(distance).mean()),

@@ -429,7 +429,7 @@ class Relax(Section):
     )
     min_e_above_hull: float = Field(0.08, ge=0, description="eV/atom; more stable crystals are left alone")
     max_e_above_hull: float = Field(0.5, gt=0, description="eV/atom; less stable crystals are left alone")
-    steps: int = Field(50, ge=1, description="L-BFGS steps at most, refused ones counted (paper: 5)")
+    steps: int = Field(30, ge=1, description="L-BFGS steps at most, refused ones counted (paper: 5)")
     max_step: float = Field(0.1, gt=0, description="angstrom; an atom moves at most so far in one step")
     max_strain: float = Field(0.02, gt=0, le=0.2, description="largest strain component of one step")
     force_tolerance: float = Field(0.05, gt=0, description="eV/angstrom; converged below, with the stress")
