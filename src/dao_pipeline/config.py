@@ -420,18 +420,37 @@ class EnergyModel(Section):
 
 
 class Relax(Section):
-    """Stage relax_dataset: DAO-P moves unstable training crystals down in energy (L-BFGS)."""
+    """Stage relax_dataset: DAO-P moves unstable training crystals down in energy."""
 
+    method: Literal["lbfgs", "paper"] = Field(
+        "lbfgs",
+        description="lbfgs: each crystal by itself, and accepted only if it is sound; paper: one L-BFGS for the "
+        "crystals among 100, which are all accepted, as published (limits and tolerances below do not count)",
+    )
     min_e_above_hull: float = Field(0.08, ge=0, description="eV/atom; more stable crystals are left alone")
     max_e_above_hull: float = Field(0.5, gt=0, description="eV/atom; less stable crystals are left alone")
-    steps: int = Field(20, ge=1, description="L-BFGS steps at most")
-    max_step: float = Field(0.1, gt=0, description="angstrom; trust region of a single step")
-    force_tolerance: float = Field(0.05, gt=0, description="eV/angstrom; converged below")
+    steps: int = Field(30, ge=1, description="L-BFGS steps at most, refused ones counted (paper: 5)")
+    max_step: float = Field(0.1, gt=0, description="angstrom; an atom moves at most so far in one step")
+    max_strain: float = Field(0.02, gt=0, le=0.2, description="largest strain component of one step")
+    force_tolerance: float = Field(0.05, gt=0, description="eV/angstrom; converged below, with the stress")
+    stress_tolerance: float = Field(0.5, gt=0, description="GPa; converged below, with the forces")
     max_displacement: float = Field(1.5, gt=0, description="angstrom; the original is kept beyond")
     max_volume_change: float = Field(0.3, gt=0, description="relative; the original is kept beyond")
     min_distance: float = Field(0.7, ge=0, description="angstrom; the original is kept below")
+    batch_atoms: int = Field(
+        4_000, ge=1, description="atoms that are relaxed at once; who has converged makes room for others"
+    )
+    flush: int = Field(
+        200, ge=1, description="relaxed crystals after which the state is saved: what a kill loses at most"
+    )
     shard_size: int = Field(2_000, ge=1, description="crystals per shard; finished shards are never redone")
     jobs: int = Field(1, ge=1, le=1000, description="jobs that share the shards")
+
+    @model_validator(mode="after")
+    def _window(self) -> Relax:
+        if self.min_e_above_hull >= self.max_e_above_hull:
+            raise ValueError("no crystal lies above min_e_above_hull and below max_e_above_hull: raise the latter")
+        return self
 
 
 class Generator(Section):

@@ -53,6 +53,8 @@ STAGES: dict[str, Column] = {
     "relax_steps": Column(_count, "", "optimiser steps taken"),
     "displacement": Column(_float, "angstrom", "largest atomic displacement by relaxation"),
     "volume_change": Column(_float, "", "relative change of volume by relaxation"),
+    "relax_converged": Column(_flag, "", "forces and stress by DAO-P are below their tolerances"),
+    "relax_accepted": Column(_flag, "", "the relaxed crystal replaces the original"),
     "relax_status": Column(_text, "", "accepted, not_selected, or why the original was kept"),
     # generation
     "target_id": Column(_text, "", "id of the test crystal whose composition was asked for, if any"),
