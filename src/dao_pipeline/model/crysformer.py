@@ -102,7 +102,9 @@ class Crysformer(nn.Module):
     """The backbone of DAO-P and DAO-G, with their heads.
 
     ``joint``: one LayerNorm over lattice and Fourier features, as published; otherwise both enter apart.
-    ``distances``: where minimum-image distances enter (not published; only without ``joint``).
+    ``distances``: where distances enter (not published; only without ``joint``).
+    ``element_volumes``: (101,), angstrom^3, if these are to be distances of all images in angstrom, and lattices
+    are in units of the expected cell's edge; None: of the nearest image, in units of the expected volume.
     ``noise``: tables of the noise levels, if the model is to know how much noise t stands for (not published):
     frequencies that drown in it are damped, and the lattice head predicts a velocity in the lattice's own frame.
     ``lattice_output``: see ``_lattice_output``; None: ``velocity`` with ``noise``, else ``product``.
@@ -110,6 +112,7 @@ class Crysformer(nn.Module):
     """
 
     descriptors: Tensor
+    element_volumes: Tensor | None
     sigma: Tensor
     alpha_bar: Tensor
 
@@ -122,11 +125,13 @@ class Crysformer(nn.Module):
         frequencies: int,
         joint: bool = False,
         distances: Distances = "none",
+        element_volumes: Tensor | None = None,
         noise: Noise | None = None,
         lattice_output: LatticeOutput | None = None,
         energy_head: bool = False,
     ) -> None:
         super().__init__()
+        self.register_buffer("element_volumes", element_volumes, persistent=False)
         self.noise_aware = noise is not None
         self.lattice_output = lattice_output or ("velocity" if self.noise_aware else "product")
         if noise is not None:
@@ -224,6 +229,10 @@ class Crysformer(nn.Module):
     ) -> Tensor:
         """The same for sorted inputs, all at once."""
         dtype = self.node.weight.dtype
+        unit = None
+        if self.element_volumes is not None:
+            volumes = self.element_volumes.to(dtype)[atomic_numbers]
+            unit = torch.cat([block.sum(1) for block in layout.blocks(volumes)]).pow(1 / 3)
         edges = EdgeFeatures.of(
             frac_coords,
             lattice,
@@ -232,6 +241,7 @@ class Crysformer(nn.Module):
             joint=self.joint,
             distances=self.distances != "none",
             sigma=self.sigma.to(dtype)[t] if self.noise_aware else None,
+            unit=unit,
         )
         width = self.element.out_features
         # Linear([element ; time]) splits by columns: time is projected once per crystal, not per atom
