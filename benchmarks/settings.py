@@ -52,10 +52,16 @@ GENERATOR: dict[str, Overrides] = {
 
 ENERGY: dict[str, Overrides] = {
     "default": {},
-    "paper": JOINT | PAPER_PROCESS | PAPER_TRAINING | {"energy": {"clean_fraction": 0.0, "clip_label": 1e6}},
+    "paper": JOINT
+    | PAPER_PROCESS
+    | PAPER_TRAINING
+    | {"energy": {"clean_fraction": 0.0, "clip_label": 1e6, "loss": "exponential", "reference": "none"}},
     "t = 0 never shown": {"energy": {"clean_fraction": 0.0}},
     "labels not clipped": {"energy": {"clip_label": 1e6}},
-    "plain loss": {"energy": {"exponential_loss": False}},
+    "exponential loss": {"energy": {"loss": "exponential"}},
+    "squared loss": {"energy": {"loss": "squared"}},
+    "no reference energies": {"energy": {"reference": "none"}},
+    "nearest neighbours": {"backbone": {"neighbours": "nearest"}},
     "without distances": {"backbone": {"distances": "none"}},
     "joint norm": JOINT,
     "axes not permuted": {"training": {"permute_axes": False}},
