@@ -31,6 +31,19 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, values: Any) -> Any:
+        """A subsection that is given in part keeps this section's defaults for the rest, not its class's own."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for name, value in values.items():
+            default = cls.model_fields[name].default if name in cls.model_fields else None
+            if isinstance(default, Section) and isinstance(value, dict):
+                values[name] = {**default.model_dump(exclude_unset=True), **value}
+        return values
+
 
 class MaterialsProject(Section):
     """What to ask the Materials Project for; the key is MP_API_KEY or pymatgen's PMG_MAPI_KEY, never stored."""
@@ -360,6 +373,11 @@ class Backbone(Section):
         description="which distances: to the nearest image, in units of the composition's expected volume; or to "
         "all images, in angstrom, so that bond lengths and numbers of neighbours are seen (costs memory)",
     )
+    residual: Literal["gated", "sum"] = Field(
+        "gated",
+        description="how a layer's result joins its input: gated, a learnt mean of the two (paper), or their sum, "
+        "with a LayerNorm before the heads; default for DAO-P: sum",
+    )
     noise_aware: bool = Field(
         True,
         description="the model knows how much noise t stands for: frequencies that drown in it are damped, and "
@@ -375,7 +393,7 @@ class Backbone(Section):
     @classmethod
     def of_model(cls, stated: dict[str, Any]) -> Backbone:
         """What the config.json of a model states; those from before there was a choice saw nearest images."""
-        return cls.model_validate({"neighbours": "nearest", **stated})
+        return cls.model_validate({"neighbours": "nearest", "residual": "gated", **stated})
 
 
 class Training(Section):
@@ -415,7 +433,7 @@ class Training(Section):
 class EnergyModel(Section):
     """Stage train_energy_model: DAO-P."""
 
-    backbone: Backbone = Backbone()
+    backbone: Backbone = Backbone(residual="sum")
     label: Literal["e_above_hull", "formation_energy"] = Field(
         "e_above_hull", description="energy the model learns, eV/atom"
     )
@@ -435,6 +453,11 @@ class EnergyModel(Section):
     )
     clean_fraction: float = Field(
         0.25, ge=0, le=1, description="share of crystals shown without noise, t = 0 (paper: 0)"
+    )
+    precursors: Literal["clean", "noisy"] = Field(
+        "clean",
+        description="crystals that are unrelaxed precursors of others: clean, shown without noise only, because "
+        "E_t belongs to noise on what is generated, relaxed crystals; noisy: like all others (paper)",
     )
     clip_label: float = Field(4.0, gt=0, description="standard deviations; labels beyond are clipped")
     training: Training = Training(learning_rate=3e-4, permute_axes=True)

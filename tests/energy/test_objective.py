@@ -95,3 +95,29 @@ def test_the_energy_weight_scales_its_loss_alone() -> None:
     torch.testing.assert_close(second["loss_energy"], 3 * first["loss_energy"])
     for name in ("loss_coords", "loss_lattice", "energy_mae"):
         torch.testing.assert_close(second[name], first[name])
+
+
+@pytest.mark.parametrize("shown", ["clean", "noisy"])
+def test_precursors_are_shown_without_noise_only(shown: str) -> None:
+    model = DaoModel(
+        About(kind="dao_p", backbone=BACKBONE.model_dump(), process=Process(timesteps=50).model_dump()),
+        np.full(101, 15.0),
+    )
+    rows = [binary(i, precursor_of=f"t-{i - 1}" if i % 2 else None) for i in range(40)]
+    batch = CrystalDataset(to_table(rows), "e_above_hull").select(np.arange(40))
+    objective = EnergyObjective(EnergyModel(clean_fraction=0.0, precursors=shown))
+    t = objective.draw(model, batch, torch.Generator().manual_seed(0)).t
+    assert (t[::2] > 0).all()
+    assert ((t[1::2] == 0) if shown == "clean" else (t[1::2] > 0)).all()
+
+
+def test_models_from_before_there_was_a_choice_stay_what_they_were() -> None:
+    """A config.json that states neither neighbours nor residual, nor reference energies."""
+    stated = BACKBONE.model_dump()
+    del stated["neighbours"], stated["residual"]
+    model = DaoModel(
+        About(kind="dao_p", backbone=stated, process=Process(timesteps=50).model_dump()), np.full(101, 15.0)
+    )
+    assert model.crysformer.element_volumes is None
+    assert isinstance(model.crysformer.last_norm, torch.nn.Identity)
+    assert not model.element_energies.any()

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dao_pipeline.config import Campaign
+from dao_pipeline.crysdb.build import build_crysdb
 from dao_pipeline.crystals.crystal import Crystal, from_table, to_table
 from dao_pipeline.crystals.table import read_table, write_table
 from dao_pipeline.errors import UserError
@@ -146,3 +148,33 @@ def test_chgnet_says_that_rocksalt_is_a_minimum() -> None:
     rises = [[c.extra["formation_energy"] + 3.0 for c in copies] for copies in (small, large)]
     assert min(rises[0]) > 0
     assert max(rises[0]) < min(rises[1])
+
+
+def test_crysdb_keeps_copies_beside_their_crystals(tmp_path: Path) -> None:
+    """As a further source: no copy is taken for a duplicate, each is on its crystal's side, labels stay."""
+    crystals = [binary(i) for i in range(40)]
+    copies = labelled_copies(crystals, Perturbation(displacement=(0.02, 0.1), strain=0.02), Springs())
+    raw = source(tmp_path / "raw.parquet", [*crystals, *copies])
+    campaign = Campaign.model_validate(
+        {
+            "name": "test",
+            "crysdb": {
+                "min_atoms": 1,
+                "val_fraction": 0.2,
+                "test_fraction": 0.2,
+                "energy_methods": ["PBE", "PBE; difference: springs-1"],
+            },
+        }
+    )
+    build_crysdb(campaign, raw, tmp_path)
+    side = {}
+    for split in ("train", "val", "test"):
+        for row in read_table(tmp_path / f"{split}.parquet").to_pylist():
+            side[row["id"]] = (split, row["precursor_of"], row["e_above_hull"])
+    assert len(side) == len(crystals) + len(copies)
+    for copy in copies:
+        split, parent, label = side[copy.id]
+        assert parent == copy.extra["precursor_of"]
+        assert split == side[parent][0]
+        assert label == pytest.approx(copy.extra["e_above_hull"])
+    assert {split for split, _, _ in side.values()} == {"train", "val", "test"}

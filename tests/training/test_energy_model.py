@@ -64,6 +64,7 @@ def test_without_members_there_is_no_uncertainty(crysdb: Path, tmp_path: Path) -
     energy, std = predict_with_std(out, read_table(crysdb / "val.parquet"))
     assert std is None
     assert np.isfinite(energy).all()
+    assert load_model(out).about.backbone["residual"] == "sum"
 
 
 def test_the_first_model_does_not_depend_on_its_members(crysdb: Path, tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ class EnergyObjective:
         energy = batch.energy - model.reference(batch.atomic_numbers, Layout.from_ptr(batch.ptr))
         t = uniform_times(model, batch, generator)
         clean = torch.rand(len(t), generator=generator, device=t.device) < settings.clean_fraction
+        if settings.precursors == "clean" and "precursor" in batch:
+            clean |= batch.precursor
         drawn = add_noise_to(model, batch, torch.where(clean, 0, t), generator)
         drawn.energy = ((energy - about.energy_mean) / about.energy_std).clamp(
             -settings.clip_label, settings.clip_label

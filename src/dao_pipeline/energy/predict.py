@@ -32,9 +32,12 @@ def load_energy_model(folder: Path, device: torch.device | str = "cpu") -> DaoMo
 
 
 def predict_energies(model: Path | DaoModel, table: pa.Table, batch_atoms: int = 6000) -> np.ndarray:
-    """Energies, (rows,) float64 eV/atom, of a crystal table; NaN where a row has no crystal."""
+    """Energies, (rows,) float64 eV/atom, of a crystal table; NaN where a row has no crystal.
+
+    Of a model alone, or of a model directory, members included (``predict_with_std``).
+    """
     if isinstance(model, Path):
-        model = load_energy_model(model, pick_device())
+        return predict_with_std(model, table, batch_atoms)[0]
     return ensemble_energies([model], table, batch_atoms)[0]
 
 

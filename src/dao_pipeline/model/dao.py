@@ -97,6 +97,7 @@ class DaoModel(nn.Module):
             joint=backbone.edge_norm == "joint",
             distances=backbone.distances,
             element_volumes=volumes if backbone.neighbours == "all" and backbone.distances != "none" else None,
+            gated=backbone.residual == "gated",
             noise=noise if backbone.noise_aware else None,
             lattice_output="symmetric" if self.process.kind == "flow" else None,
             energy_head=about.kind == "dao_p",
