@@ -31,6 +31,11 @@ JOINT = {"backbone": {"edge_norm": "joint", "distances": "none", "noise_aware": 
 PAPER_PROCESS = {"process": {"kind": "diffusion", "lattice_scale": "none", "remove_drift": False}}
 PAPER_TRAINING = {"training": {"ema_decay": 0.0, "permute_axes": False}}
 
+REFERENCE: Overrides = {
+    "backbone": {"distances": "values", "neighbours": "nearest", "residual": "gated"},
+    "energy": {"loss": "exponential", "reference": "none"},
+}
+
 GENERATOR: dict[str, Overrides] = {
     "reference": {},
     "paper": JOINT | PAPER_PROCESS | PAPER_TRAINING,
@@ -55,7 +60,11 @@ ENERGY: dict[str, Overrides] = {
     "paper": JOINT | PAPER_PROCESS | PAPER_TRAINING | {"energy": {"clean_fraction": 0.0, "clip_label": 1e6}},
     "t = 0 never shown": {"energy": {"clean_fraction": 0.0}},
     "labels not clipped": {"energy": {"clip_label": 1e6}},
-    "plain loss": {"energy": {"exponential_loss": False}},
+    "squared loss": {"energy": {"loss": "squared"}},
+    "linex loss": {"energy": {"loss": "linex"}},
+    "energies of the elements apart": {"energy": {"reference": "elements"}},
+    "all images": {"backbone": {"neighbours": "all"}},
+    "summed residuals": {"backbone": {"residual": "sum"}},
     "without distances": {"backbone": {"distances": "none"}},
     "joint norm": JOINT,
     "axes not permuted": {"training": {"permute_axes": False}},
@@ -77,7 +86,7 @@ def campaign(args: argparse.Namespace, changes: Overrides, seed: int) -> Campaig
         "permute_axes": True,
         "validate_every": 10**9,
     } | changes.get("training", {})
-    backbone = {"preset": args.preset, "distances": "values"} | changes.get("backbone", {})
+    backbone = {"preset": args.preset, **REFERENCE["backbone"]} | changes.get("backbone", {})
     return Campaign.model_validate(
         {
             "name": "settings",
@@ -85,7 +94,12 @@ def campaign(args: argparse.Namespace, changes: Overrides, seed: int) -> Campaig
             "data": {"energy_method": "PBE"},
             "crysdb": {"min_atoms": 1, "max_atoms": 20, "val_fraction": 0.01, "test_fraction": 0.08},
             "process": {"kind": "diffusion"} | changes.get("process", {}),
-            "energy_model": {"backbone": backbone, "label": args.label, "training": training}
+            "energy_model": {
+                "backbone": backbone,
+                "label": args.label,
+                "training": training,
+                **REFERENCE["energy"],
+            }
             | changes.get("energy", {}),
             "generator": {"backbone": backbone},
             "pretrain": {"stage1": training},

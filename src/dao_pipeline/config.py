@@ -31,6 +31,19 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, values: Any) -> Any:
+        """A subsection that is given in part keeps this section's defaults for the rest, not its class's own."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for name, value in values.items():
+            default = cls.model_fields[name].default if name in cls.model_fields else None
+            if isinstance(default, Section) and isinstance(value, dict):
+                values[name] = {**default.model_dump(exclude_unset=True), **value}
+        return values
+
 
 class MaterialsProject(Section):
     """What to ask the Materials Project for; the key is MP_API_KEY or pymatgen's PMG_MAPI_KEY, never stored."""
@@ -352,8 +365,18 @@ class Backbone(Section):
     )
     distances: Literal["none", "bias", "values"] = Field(
         "values",
-        description="attention also sees minimum-image distances: bias, in its logits; values, also in what it "
+        description="attention also sees distances between atoms: bias, in its logits; values, also in what it "
         "sums (paper: none; others need edge_norm: separate)",
+    )
+    neighbours: Literal["nearest", "all"] = Field(
+        "all",
+        description="which distances: to the nearest image, in units of the composition's expected volume; or to "
+        "all images, in angstrom, so that bond lengths and numbers of neighbours are seen (costs memory)",
+    )
+    residual: Literal["gated", "sum"] = Field(
+        "gated",
+        description="how a layer's result joins its input: gated, a learnt mean of the two (paper), or their sum, "
+        "with a LayerNorm before the heads; default for DAO-P: sum",
     )
     noise_aware: bool = Field(
         True,
@@ -366,6 +389,11 @@ class Backbone(Section):
         if self.edge_norm == "joint" and (self.distances != "none" or self.noise_aware):
             raise ValueError("edge_norm joint is the published form: set distances: none and noise_aware: false")
         return self
+
+    @classmethod
+    def of_model(cls, stated: dict[str, Any]) -> Backbone:
+        """What the config.json of a model states; those from before there was a choice saw nearest images."""
+        return cls.model_validate({"neighbours": "nearest", "residual": "gated", **stated})
 
 
 class Training(Section):
@@ -405,18 +433,42 @@ class Training(Section):
 class EnergyModel(Section):
     """Stage train_energy_model: DAO-P."""
 
-    backbone: Backbone = Backbone()
+    backbone: Backbone = Backbone(residual="sum")
     label: Literal["e_above_hull", "formation_energy"] = Field(
         "e_above_hull", description="energy the model learns, eV/atom"
     )
-    exponential_loss: bool = Field(
-        True, description="learn exp(-E), so that E_t is the exact energy of the noisy crystal (paper)"
+    reference: Literal["none", "elements"] = Field(
+        "elements",
+        description="elements: learn what is left of the label after one energy per element, fitted on the "
+        "training crystals; its standard deviation is then the temperature of guidance (paper: none)",
+    )
+    loss: Literal["linex", "exponential", "squared"] = Field(
+        "linex",
+        description="of noisy crystals: exponential, the squared error of exp(-E) (paper), and linex, "
+        "exp(E - y) - (E - y) - 1, have the same minimum, the exact energy of the noisy crystal, but linex is no "
+        "blinder to high energies; squared: the mean energy, inexact",
+    )
+    energy_weight: float = Field(
+        1.0, gt=0, description="of the energy's loss beside the two of denoising (paper: 1)"
     )
     clean_fraction: float = Field(
         0.25, ge=0, le=1, description="share of crystals shown without noise, t = 0 (paper: 0)"
     )
+    precursors: Literal["clean", "noisy"] = Field(
+        "clean",
+        description="crystals that are unrelaxed precursors of others: clean, shown without noise only, because "
+        "E_t belongs to noise on what is generated, relaxed crystals; noisy: like all others (paper)",
+    )
     clip_label: float = Field(4.0, gt=0, description="standard deviations; labels beyond are clipped")
     training: Training = Training(learning_rate=3e-4, permute_axes=True)
+    members: int = Field(
+        0,
+        ge=0,
+        le=20,
+        description="further models, each trained on from the first one with a warm restart on a resample of the "
+        "crystals: their spread tells how certain an energy is (column energy_std_pred)",
+    )
+    member_steps: int = Field(2_000, ge=1, description="optimiser steps of each")
 
 
 class Relax(Section):

@@ -279,7 +279,8 @@ def test_predicted_energies_and_guidance_gradient() -> None:
         assert slope == pytest.approx(float(by_lattice[1, k, 0]), rel=1e-4, abs=1e-7)
 
 
-def test_exponential_loss_learns_the_free_energy() -> None:
+@pytest.mark.parametrize("loss", ["linex", "exponential"])
+def test_the_loss_of_noisy_crystals_learns_the_free_energy(loss: str) -> None:
     """Two clean crystals that look alike under full noise: E_T must be -log mean exp(-y), not the mean."""
     from torch_geometric.data import Data
 
@@ -291,7 +292,7 @@ def test_exponential_loss_learns_the_free_energy() -> None:
         energy_label="e_above_hull",
     )
     model = DaoModel(about, np.full(101, 20.0))
-    objective = EnergyObjective(EnergyModel(clean_fraction=0.0))
+    objective = EnergyObjective(EnergyModel(clean_fraction=0.0, loss=loss))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     size = 256
     labels = torch.tensor([0.0, 2.0]).repeat(size // 2)

@@ -19,8 +19,9 @@ class CrystalDataset(InMemoryDataset):
     """All crystals of a table as one flat ``Data`` with slices.
 
     Per atom: ``atomic_numbers`` (N,) int64, ``frac_coords`` (N, 3). Per crystal: ``lattice`` (1, 3, 3) in
-    angstrom and, if a label is asked for, ``energy`` (1,) in eV/atom. ``dataset[i]`` is one crystal;
-    ``select`` gathers any crystals into one flat batch with ``ptr``.
+    angstrom and, if a label is asked for, ``energy`` (1,) in eV/atom and ``precursor`` (1,), whether the crystal
+    is the unrelaxed precursor of another one. ``dataset[i]`` is one crystal; ``select`` gathers any crystals into
+    one flat batch with ``ptr``.
     """
 
     def __init__(self, table: pa.Table, label: str | None = None, dtype: torch.dtype = torch.float32) -> None:
@@ -37,7 +38,10 @@ class CrystalDataset(InMemoryDataset):
         if label is not None:
             energy = np.asarray(table[label].to_numpy(zero_copy_only=False), dtype=np.float64)
             data.energy = torch.from_numpy(energy.copy()).to(dtype)
-            slices["energy"] = row_slices
+            data.precursor = torch.zeros(rows, dtype=torch.bool)
+            if "precursor_of" in table.column_names:
+                data.precursor |= torch.from_numpy(table["precursor_of"].is_valid().to_numpy())
+            slices |= {"energy": row_slices, "precursor": row_slices}
         self.data, self.slices = data, slices
         self.sizes = flat.counts
 
@@ -45,7 +49,7 @@ class CrystalDataset(InMemoryDataset):
         """The named crystals as one flat batch, in the order given.
 
         Returns ``Data`` with ``atomic_numbers`` (N,), ``frac_coords`` (N, 3), ``lattice`` (B, 3, 3), ``ptr``
-        (B + 1,) and, where the dataset has labels, ``energy`` (B,).
+        (B + 1,) and, where the dataset has labels, ``energy`` and ``precursor`` (B,).
         """
         storage = self._data
         chosen = torch.as_tensor(indices, dtype=torch.int64)
@@ -62,7 +66,7 @@ class CrystalDataset(InMemoryDataset):
             num_nodes=len(atoms),
         )
         if "energy" in storage:
-            batch.energy = storage.energy[chosen]
+            batch.energy, batch.precursor = storage.energy[chosen], storage.precursor[chosen]
         return batch
 
 

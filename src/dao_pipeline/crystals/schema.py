@@ -47,6 +47,9 @@ STAGES: dict[str, Column] = {
     "published": Column(_text, "", "year or date of first publication, e.g. 1998 or 1998-05-01"),
     # CrysDB
     "precursor_of": Column(_text, "", "id of the relaxed crystal that this unstable one relaxes to"),
+    # crystals distorted on purpose
+    "perturbed_by": Column(_float, "angstrom", "root mean square displacement of the atoms by perturbation"),
+    "strained_by": Column(_float, "", "root mean square of the principal strains by perturbation"),
     # relaxation of the training set by DAO-P
     "energy_before": Column(_float, "eV/atom", "DAO-P energy before relaxation"),
     "energy_after": Column(_float, "eV/atom", "DAO-P energy after relaxation"),
@@ -65,6 +68,7 @@ STAGES: dict[str, Column] = {
     "guidance_scale": Column(_float, "", "multiplier of DAO-P's energy gradient in sampling"),
     # screening
     "energy_pred": Column(_float, "eV/atom", "energy predicted by DAO-P, in the unit of its label"),
+    "energy_std_pred": Column(_float, "eV/atom", "standard deviation of its error, where DAO-P has members"),
     "min_distance": Column(_float, "angstrom", "smallest interatomic distance, periodic images included"),
     "volume_per_atom": Column(_float, "angstrom^3", "cell volume per atom"),
     "valid": Column(_flag, "", "passes distance and volume checks"),
