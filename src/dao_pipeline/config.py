@@ -23,6 +23,7 @@ def _formula(value: str) -> str:
     return value
 
 
+VARIANT = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 _DATE = r"^\d{4}(-\d{2}(-\d{2})?)?$"
 
 
@@ -446,6 +447,12 @@ class Generator(Section):
 class Pretrain(Section):
     """Stages pretrain_generator: I on stable and unstable crystals, II on the relaxed set."""
 
+    stages: Literal[0, 1, 2] = Field(
+        2, description="2: both; 1: the first only; 0: none, fine-tuning starts from random weights"
+    )
+    crystals: Literal["all", "stable"] = Field(
+        "all", description="of stage I: the whole training split, or its part up to crysdb.stable_threshold"
+    )
     stage1: Training = Training()
     stage2: Training = Training(steps=10_000, learning_rate=2e-4)
 
@@ -586,6 +593,7 @@ class Evaluate(Section):
 
     matcher: Matcher = Matcher()
     bootstrap: int = Field(1000, ge=0, description="resamples for 95 % intervals")
+    baselines: bool = Field(True, description="compare with random crystals and substituted templates as well")
     allow_leakage: bool = Field(
         False, description="score models whose training did not demonstrably exclude the test split"
     )
@@ -627,6 +635,16 @@ class QE(Section):
     kspacing: float = Field(0.3, gt=0, description="1/angstrom")
     calculation: Literal["scf", "relax", "vc-relax"] = Field(
         "vc-relax", description="scf: energy as it stands; relax: move atoms; vc-relax: cell as well"
+    )
+
+
+class Ablation(Section):
+    """Stage ablate: the campaign again with other settings, and a table of what each setting is worth."""
+
+    variants: dict[Annotated[str, Field(pattern=VARIANT)], dict[str, Any]] = Field(
+        {},
+        description="by name, the keys in which each variant differs from this campaign, {} for the campaign "
+        "itself; the first is what the others are compared with. Stages of equal settings run once for all",
     )
 
 
@@ -681,9 +699,9 @@ class Compute(Section):
 class Campaign(Section):
     """A whole campaign."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = Field(
-        description="folder under results/; letters, digits, '_', '-', '.'"
-    )
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}(/ablation/[A-Za-z0-9][A-Za-z0-9_-]{0,63})?$")
+    ] = Field(description="folder under results/; letters, digits, '_', '-', '.'")
     seed: int = Field(42, ge=0, description="every random choice of the campaign follows from it")
     data: Data = Data()
     crysdb: CrysDB = CrysDB()
@@ -698,6 +716,7 @@ class Campaign(Section):
     evaluate: Evaluate = Evaluate()
     property: Property = Property()
     qe: QE = QE()
+    ablation: Ablation = Ablation()
     report: Report = Report()
     compute: Compute = Compute()
 
@@ -742,9 +761,23 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "build_crysdb": ("crysdb", "energy_model.label", "seed"),
     "train_energy_model": ("energy_model", "process", "seed"),
     "relax_dataset": ("relax",),
-    "pretrain_generator_stage1": ("generator.backbone", "pretrain.stage1", "process", "seed"),
+    "pretrain_generator_stage1": (
+        "generator.backbone",
+        "pretrain.stage1",
+        "pretrain.crystals",
+        "crysdb.stable_threshold",
+        "process",
+        "seed",
+    ),
     "pretrain_generator_stage2": ("pretrain.stage2", "seed"),
-    "finetune_generator": ("finetune", "generator.pretrained", "crysdb.stable_threshold", "seed"),
+    "finetune_generator": (
+        "finetune",
+        "generator",
+        "pretrain.stages",
+        "process",
+        "crysdb.stable_threshold",
+        "seed",
+    ),
     "plan_candidates": (
         "generate.compositions",
         "generate.test_split",
@@ -775,6 +808,7 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "finetune_property": ("property", "seed"),
     "predict_property": (),
     "validate_qe": ("qe",),
+    "ablate": ("ablation", "evaluate.bootstrap", "seed"),
     "report": ("report",),
 }
 """Configuration keys that each stage uses: the rule's ``params``, so that other edits do not rerun it."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dao_pipeline.campaign_files import load_campaign
+from dao_pipeline.campaign_files import load_campaign, variants
 from dao_pipeline.config import Campaign, DataSource, Process, expand_path
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
 from dao_pipeline.crystals.formula import parse_formula
@@ -77,9 +77,26 @@ def _problems(campaigns: Mapping[Path, Campaign] | Mapping[str, Campaign]) -> li
                 "would overwrite one another; rename one."
             )
         owner.setdefault(campaign.name, origin)
-        for check in (_data, _tables, _pretrained, _qe):
-            found += [f"{origin}: {problem}" for problem in check(campaign)]
+        own = _own_problems(campaign)
+        found += [f"{origin}: {problem}" for problem in own]
+        try:
+            differing = variants(campaign, str(origin))
+        except UserError as error:
+            found += str(error).splitlines()
+            continue
+        for name, variant in differing.items():
+            new = [problem for problem in _own_problems(variant) if problem not in own]
+            found += [f"{origin}: ablation.variants.{name}: {problem}" for problem in new]
+            if variant.generate.compositions is not None:
+                found.append(
+                    f"{origin}: ablation.variants.{name}: generate.compositions is set, so there are no known "
+                    "crystals to find; leave it null."
+                )
     return found
+
+
+def _own_problems(campaign: Campaign) -> list[str]:
+    return [problem for check in (_data, _tables, _pretrained, _qe) for problem in check(campaign)]
 
 
 def _data(campaign: Campaign) -> Iterator[str]:
