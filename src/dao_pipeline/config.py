@@ -418,6 +418,9 @@ class EnergyModel(Section):
     )
     clip_label: float = Field(4.0, gt=0, description="standard deviations; labels beyond are clipped")
     training: Training = Training(learning_rate=3e-4, permute_axes=True)
+    pretrained: str | None = Field(
+        None, description="a DAO-P model directory, taken as it is: the stage has nothing to do then"
+    )
 
 
 class Relax(Section):
@@ -513,6 +516,37 @@ class Sampling(NamedTuple):
     annealing: float | None
 
 
+class Guidance(Section):
+    """How DAO-P guides sampling, beside generate.guidance_scale; all of it is without effect at scale 0."""
+
+    coords: float = Field(1.0, ge=0, description="multiplier of the scale for the coordinates; 0: not guided")
+    lattice: float = Field(1.0, ge=0, description="multiplier of the scale for the lattice; 0: not guided")
+    start: float = Field(1.0, ge=0, le=1, description="share of noise, t / T, at which guidance begins")
+    stop: float = Field(0.0, ge=0, le=1, description="share of noise, t / T, below which it has ended")
+    clip: float | None = Field(
+        None,
+        gt=0,
+        description="a crystal's coordinates, and its lattice, are guided at most this many times as far as the "
+        "generator itself moves them in the step; null: no bound",
+    )
+    draws: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="crystals drawn for each candidate, of which one is kept: at random, the lower its energy the "
+        "likelier. Sampling costs as many times as much",
+    )
+    draws_weight: float = Field(
+        1.0, ge=0, description="multiplier of the scale in that choice, exp(-multiplier * scale * E)"
+    )
+
+    @model_validator(mode="after")
+    def _some_time(self) -> Guidance:
+        if self.stop > self.start:
+            raise ValueError(f"stop ({self.stop}) exceeds start ({self.start}); sampling goes from 1 to 0")
+        return self
+
+
 class Generate(Section):
     """Stages plan_candidates and generate_candidates."""
 
@@ -539,7 +573,13 @@ class Generate(Section):
         le=50,
         description="flow: by the end the velocity of the coordinates has grown to 1 + this; null: 5",
     )
-    guidance_scale: float = Field(1.0, ge=0, description="multiplier of DAO-P's energy gradient; 0: unguided")
+    guidance_scale: float = Field(
+        1.0,
+        ge=0,
+        description="multiplier w of DAO-P's energy E in standard deviations of its training set: candidates "
+        "become exp(-w E) times as likely, which is a temperature kT = energy_std / w; 0: unguided",
+    )
+    guidance: Guidance = Guidance()
     shard_size: int = Field(1_000, ge=1, description="candidates per shard, one job each")
     batch_atoms: int = Field(6_000, ge=10, description="atoms per sampling batch")
 
@@ -760,7 +800,7 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "download": ("data",),
     "build_crysdb": ("crysdb", "energy_model.label", "seed"),
     "train_energy_model": ("energy_model", "process", "seed"),
-    "relax_dataset": ("relax",),
+    "relax_dataset": ("relax", "energy_model.pretrained"),
     "pretrain_generator_stage1": (
         "generator.backbone",
         "pretrain.stage1",
@@ -793,6 +833,7 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "generate.method",
         "generate.annealing",
         "generate.guidance_scale",
+        "generate.guidance",
         "generate.batch_atoms",
         "seed",
     ),

@@ -272,33 +272,39 @@ def _table(key: str, text: str, check: Callable[[Path], object]) -> Iterator[str
 
 
 def _pretrained(campaign: Campaign) -> Iterator[str]:
-    text = campaign.generator.pretrained
-    if text is None:
-        return
+    """Problems of the model directories that the campaign names."""
+    for key, text, kind in (
+        ("energy_model.pretrained", campaign.energy_model.pretrained, "dao_p"),
+        ("generator.pretrained", campaign.generator.pretrained, "dao_g"),
+    ):
+        if text is not None:
+            yield from (f"{key} = {text}: {problem}" for problem in _model(campaign, text, kind))
+
+
+def _model(campaign: Campaign, text: str, kind: str) -> Iterator[str]:
     try:
         folder = expand_path(text)
     except UserError as error:
-        yield f"generator.pretrained = {text}: {_reason(error)}"
+        yield _reason(error)
         return
     if missing := [name for name in _MODEL_FILES if not (folder / name).is_file()]:
         yield (
-            f"generator.pretrained = {text}: {' and '.join(missing)} not found in {folder}; name a model "
-            "directory, or leave the key out to pretrain."
+            f"{' and '.join(missing)} not found in {folder}; name a model directory, or leave the key out to "
+            "train one."
         )
         return
     try:
         note = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind, process = note["kind"], Process.of_model(note["process"])
+        found, process = note["kind"], Process.of_model(note["process"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        yield (
-            f"generator.pretrained = {text}: {folder / 'config.json'} describes no model "
-            f"({type(error).__name__}: {error}); name another directory."
-        )
+        file = folder / "config.json"
+        yield f"{file} describes no model ({type(error).__name__}: {error}); name another directory."
         return
-    if kind != "dao_g":
-        yield f"generator.pretrained = {text}: a {kind} model cannot generate; name a DAO-G directory."
+    if found != kind:
+        wanted, use = {"dao_g": ("DAO-G", "generate"), "dao_p": ("DAO-P", "predict energies")}[kind]
+        yield f"a {found} model cannot {use}; name a {wanted} directory."
     elif refusal := campaign.refusal(process):
-        yield f"generator.pretrained = {text}: {refusal}."
+        yield f"{refusal}."
 
 
 def _qe(campaign: Campaign) -> Iterator[str]:

@@ -146,9 +146,15 @@ class Campaigns(Mapping[str, Campaign]):
         return self._made_from[stage, name]
 
     def at(self, stage: str, path: str) -> Callable[[Any], str]:
-        """A file of ``stage``, given by its path in the folder of a campaign; wildcards in braces."""
+        """A file of ``stage``, given by its path in the folder of a campaign; wildcards in braces.
+
+        Of DAO-P, where the campaign names one, that in its directory.
+        """
 
         def of(wildcards: Any) -> str:
+            given = self[wildcards.campaign].energy_model.pretrained
+            if stage == "train_energy_model" and given:
+                return f"{expand_path(given)}/{Path(path).name}"
             folder = self.owner(stage, wildcards.campaign).name
             return f"results/{folder}/{path.format(**dict(wildcards.items()))}"
 
@@ -350,7 +356,7 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
         case "build_crysdb":
             files = [f"crysdb/{name}.parquet" for name in ("train", "val", "test", "rejected")]
         case "train_energy_model":
-            files = [f"models/dao_p/{name}" for name in MODEL_FILES]
+            files = [f"models/dao_p/{name}" for name in MODEL_FILES if campaign.energy_model.pretrained is None]
         case "relax_dataset":
             jobs = campaign.relax.jobs if stages == 2 else 0
             files = [f"relaxed/shard-{job:03d}.parquet" for job in range(jobs)]
@@ -513,6 +519,7 @@ def _rule_names(names: Iterable[str]) -> frozenset[str]:
 
 _PRETRAINED = "generator.pretrained names a model that is pretrained already, or pretrain.stages leaves it out"
 _WHY_NOT = {
+    "train_energy_model": "energy_model.pretrained names a DAO-P",
     "relax_dataset": _PRETRAINED,
     "pretrain_generator": _PRETRAINED,
     "pretrain_generator_stage1": _PRETRAINED,

@@ -72,6 +72,9 @@ def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, 
     whose process the campaign cannot sample or guide (``Campaign.refusal``).
     """
     settings = campaign.finetune
+    model = _generator(init) if init else None
+    if model and (refusal := campaign.refusal(model.process)):
+        raise UserError(f"{init}: {refusal}.")
     source = expand_path(settings.path) if settings.path else crysdb / "train.parquet"
     require_crystals(source)
     crystals = read_table(source)
@@ -85,12 +88,8 @@ def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, 
             )
     if settings.crystals == "stable" and not settings.path:
         crystals = _stable(crystals, source, campaign, "finetune.crystals")
-    if init is None:
+    if model is None:
         model = _untrained(campaign, crystals, "finetune_generator")
-    else:
-        model = _generator(init)
-        if refusal := campaign.refusal(model.process):
-            raise UserError(f"{init}: {refusal}.")
     train_to_directory(
         model,
         GeneratorObjective(),
