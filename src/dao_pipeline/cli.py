@@ -163,7 +163,7 @@ def finetune_generator(
     crysdb: CrysdbDir,
     out: OutDir,
     work: WorkDir,
-    init: Annotated[Path, typer.Option(help="pretrained model directory")],
+    init: Annotated[Path | None, typer.Option(help="pretrained model directory; default: random weights")] = None,
 ) -> None:
     """Fine-tune DAO-G on stable crystals, or on the table named in the campaign."""
     campaign = _training_campaign(config)
@@ -228,6 +228,28 @@ def evaluate(
     from dao_pipeline.evaluation.evaluate import evaluate as run
 
     run(_campaign(config), screened, crysdb, energy_model, out)
+
+
+@command
+def ablate(
+    config: ConfigFile,
+    variant: Annotated[
+        list[str],
+        typer.Option(help="NAME=EVALUATION=GENERATOR, with the folders of both; the first is the reference"),
+    ],
+    out: OutDir,
+) -> None:
+    """Compare the variants of a campaign: match rates and RMSE on the same known crystals, as table.md."""
+    from dao_pipeline.evaluation.ablation import Variant
+    from dao_pipeline.evaluation.ablation import ablate as run
+
+    variants = {}
+    for text in variant:
+        parts = text.split("=")
+        if len(parts) != 3:
+            raise UserError(f"--variant {text}: expected NAME=EVALUATION=GENERATOR.")
+        variants[parts[0]] = Variant(Path(parts[1]), Path(parts[2]))
+    run(_campaign(config), variants, out)
 
 
 @command

@@ -23,6 +23,7 @@ def _formula(value: str) -> str:
     return value
 
 
+VARIANT = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 _DATE = r"^\d{4}(-\d{2}(-\d{2})?)?$"
 
 
@@ -469,6 +470,9 @@ class EnergyModel(Section):
         "crystals: their spread tells how certain an energy is (column energy_std_pred)",
     )
     member_steps: int = Field(2_000, ge=1, description="optimiser steps of each")
+    pretrained: str | None = Field(
+        None, description="a DAO-P model directory, taken as it is: the stage has nothing to do then"
+    )
 
 
 class Relax(Section):
@@ -517,6 +521,12 @@ class Generator(Section):
 class Pretrain(Section):
     """Stages pretrain_generator: I on stable and unstable crystals, II on the relaxed set."""
 
+    stages: Literal[0, 1, 2] = Field(
+        2, description="2: both; 1: the first only; 0: none, fine-tuning starts from random weights"
+    )
+    crystals: Literal["all", "stable"] = Field(
+        "all", description="of stage I: the whole training split, or its part up to crysdb.stable_threshold"
+    )
     stage1: Training = Training()
     stage2: Training = Training(steps=10_000, learning_rate=2e-4)
 
@@ -577,6 +587,37 @@ class Sampling(NamedTuple):
     annealing: float | None
 
 
+class Guidance(Section):
+    """How DAO-P guides sampling, beside generate.guidance_scale; all of it is without effect at scale 0."""
+
+    coords: float = Field(1.0, ge=0, description="multiplier of the scale for the coordinates; 0: not guided")
+    lattice: float = Field(1.0, ge=0, description="multiplier of the scale for the lattice; 0: not guided")
+    start: float = Field(1.0, ge=0, le=1, description="share of noise, t / T, at which guidance begins")
+    stop: float = Field(0.0, ge=0, le=1, description="share of noise, t / T, below which it has ended")
+    clip: float | None = Field(
+        None,
+        gt=0,
+        description="a crystal's coordinates, and its lattice, are guided at most this many times as far as the "
+        "generator itself moves them in the step; null: no bound",
+    )
+    draws: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="crystals drawn for each candidate, of which one is kept: at random, the lower its energy the "
+        "likelier. Sampling costs as many times as much",
+    )
+    draws_weight: float = Field(
+        1.0, ge=0, description="multiplier of the scale in that choice, exp(-multiplier * scale * E)"
+    )
+
+    @model_validator(mode="after")
+    def _some_time(self) -> Guidance:
+        if self.stop > self.start:
+            raise ValueError(f"stop ({self.stop}) exceeds start ({self.start}); sampling goes from 1 to 0")
+        return self
+
+
 class Generate(Section):
     """Stages plan_candidates and generate_candidates."""
 
@@ -603,7 +644,13 @@ class Generate(Section):
         le=50,
         description="flow: by the end the velocity of the coordinates has grown to 1 + this; null: 5",
     )
-    guidance_scale: float = Field(1.0, ge=0, description="multiplier of DAO-P's energy gradient; 0: unguided")
+    guidance_scale: float = Field(
+        1.0,
+        ge=0,
+        description="multiplier w of DAO-P's energy E in standard deviations of its training set: candidates "
+        "become exp(-w E) times as likely, which is a temperature kT = energy_std / w; 0: unguided",
+    )
+    guidance: Guidance = Guidance()
     shard_size: int = Field(1_000, ge=1, description="candidates per shard, one job each")
     batch_atoms: int = Field(6_000, ge=10, description="atoms per sampling batch")
 
@@ -657,6 +704,7 @@ class Evaluate(Section):
 
     matcher: Matcher = Matcher()
     bootstrap: int = Field(1000, ge=0, description="resamples for 95 % intervals")
+    baselines: bool = Field(True, description="compare with random crystals and substituted templates as well")
     allow_leakage: bool = Field(
         False, description="score models whose training did not demonstrably exclude the test split"
     )
@@ -698,6 +746,16 @@ class QE(Section):
     kspacing: float = Field(0.3, gt=0, description="1/angstrom")
     calculation: Literal["scf", "relax", "vc-relax"] = Field(
         "vc-relax", description="scf: energy as it stands; relax: move atoms; vc-relax: cell as well"
+    )
+
+
+class Ablation(Section):
+    """Stage ablate: the campaign again with other settings, and a table of what each setting is worth."""
+
+    variants: dict[Annotated[str, Field(pattern=VARIANT)], dict[str, Any]] = Field(
+        {},
+        description="by name, the keys in which each variant differs from this campaign, {} for the campaign "
+        "itself; the first is what the others are compared with. Stages of equal settings run once for all",
     )
 
 
@@ -752,9 +810,9 @@ class Compute(Section):
 class Campaign(Section):
     """A whole campaign."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = Field(
-        description="folder under results/; letters, digits, '_', '-', '.'"
-    )
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}(/ablation/[A-Za-z0-9][A-Za-z0-9_-]{0,63})?$")
+    ] = Field(description="folder under results/; letters, digits, '_', '-', '.'")
     seed: int = Field(42, ge=0, description="every random choice of the campaign follows from it")
     data: Data = Data()
     crysdb: CrysDB = CrysDB()
@@ -769,6 +827,7 @@ class Campaign(Section):
     evaluate: Evaluate = Evaluate()
     property: Property = Property()
     qe: QE = QE()
+    ablation: Ablation = Ablation()
     report: Report = Report()
     compute: Compute = Compute()
 
@@ -812,10 +871,24 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "download": ("data",),
     "build_crysdb": ("crysdb", "energy_model.label", "seed"),
     "train_energy_model": ("energy_model", "process", "seed"),
-    "relax_dataset": ("relax",),
-    "pretrain_generator_stage1": ("generator.backbone", "pretrain.stage1", "process", "seed"),
+    "relax_dataset": ("relax", "energy_model.pretrained"),
+    "pretrain_generator_stage1": (
+        "generator.backbone",
+        "pretrain.stage1",
+        "pretrain.crystals",
+        "crysdb.stable_threshold",
+        "process",
+        "seed",
+    ),
     "pretrain_generator_stage2": ("pretrain.stage2", "seed"),
-    "finetune_generator": ("finetune", "generator.pretrained", "crysdb.stable_threshold", "seed"),
+    "finetune_generator": (
+        "finetune",
+        "generator",
+        "pretrain.stages",
+        "process",
+        "crysdb.stable_threshold",
+        "seed",
+    ),
     "plan_candidates": (
         "generate.compositions",
         "generate.test_split",
@@ -831,6 +904,7 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "generate.method",
         "generate.annealing",
         "generate.guidance_scale",
+        "generate.guidance",
         "generate.batch_atoms",
         "seed",
     ),
@@ -846,6 +920,7 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "finetune_property": ("property", "seed"),
     "predict_property": (),
     "validate_qe": ("qe",),
+    "ablate": ("ablation", "evaluate.bootstrap", "seed"),
     "report": ("report",),
 }
 """Configuration keys that each stage uses: the rule's ``params``, so that other edits do not rerun it."""

@@ -118,6 +118,35 @@ EVALUATION: dict[str, Column] = {
 }
 """Further columns of the evaluation's three tables."""
 
+_PAIRED = "minus that of the first variant, over the same targets"
+ABLATION: dict[str, Column] = {
+    "variant": Column(_text, "", "name of the variant", True),
+    "training": Column(_text, "", "training stages of its generator with their steps and crystals"),
+    "steps": Column(_count, "", "steps of all these trainings"),
+    "n": Column(_count, "", "targets, those without candidates included", True),
+    "k": Column(_count, "", "candidates per target", True),
+    "match_rate": Column(_float, "", "expected share of targets found by one candidate, drawn at random", True),
+    "match_rate_low": Column(_float, "", "95 % bootstrap interval over targets, lower end; so everywhere here"),
+    "match_rate_high": Column(_float, "", "upper end"),
+    "match_rate_change": Column(_float, "", f"match rate {_PAIRED}"),
+    "match_rate_change_low": Column(_float, "", "lower end"),
+    "match_rate_change_high": Column(_float, "", "upper end"),
+    "found_rate": Column(_float, "", "share of targets found by any of the k candidates", True),
+    "found_rate_low": Column(_float, "", "lower end"),
+    "found_rate_high": Column(_float, "", "upper end"),
+    "found_rate_change": Column(_float, "", f"that share {_PAIRED}"),
+    "found_rate_change_low": Column(_float, "", "lower end"),
+    "found_rate_change_high": Column(_float, "", "upper end"),
+    "rmse": Column(_float, "(V/n)^(1/3)", "mean over the targets found, of the best match of each"),
+    "rmse_low": Column(_float, "(V/n)^(1/3)", "lower end"),
+    "rmse_high": Column(_float, "(V/n)^(1/3)", "upper end"),
+    "both_found": Column(_count, "", "targets that this variant and the first one found"),
+    "rmse_change": Column(_float, "(V/n)^(1/3)", "RMSE minus that of the first variant, over these targets"),
+    "rmse_change_low": Column(_float, "(V/n)^(1/3)", "lower end"),
+    "rmse_change_high": Column(_float, "(V/n)^(1/3)", "upper end"),
+}
+"""Columns of the ablation's summary: one row per variant."""
+
 COLUMNS: dict[str, Column] = CRYSTAL | STAGES
 
 CRYSTAL_SCHEMA = pa.schema([pa.field(name, column.type) for name, column in CRYSTAL.items()])

@@ -38,7 +38,7 @@ def compare_methods(
     campaign: Campaign, targets: Sequence[Target], templates: Templates, energy_model: Path
 ) -> list[Sample]:
     """Every candidate of every method for every target, compared with the known crystal and ranked."""
-    samples = campaign.generate.samples
+    samples = campaign.generate.samples if campaign.evaluate.baselines else 0
     tasks = [
         Task(
             known=target.known,

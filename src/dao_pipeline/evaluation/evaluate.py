@@ -73,7 +73,8 @@ def evaluate(campaign: Campaign, screened: Path, crysdb: Path, energy_model: Pat
     for start in range(0, len(targets), TARGETS_AT_ONCE):
         piece = targets[start : start + TARGETS_AT_ONCE]
         samples += compare_methods(campaign, piece, templates, energy_model)
-    results = target_rows(asked, known, samples)
+    methods = list(RANK1_BY) if campaign.evaluate.baselines else ["dao"]
+    results = target_rows(asked, known, samples, methods)
     summary = summarise(results, campaign.generate.samples, campaign.evaluate.bootstrap, campaign.seed)
     about = provenance(
         "evaluate",
@@ -138,7 +139,10 @@ def read_templates(train: Path) -> Templates:
 
 
 def target_rows(
-    asked: Sequence[Requested], known: dict[str, Crystal], samples: Sequence[Sample]
+    asked: Sequence[Requested],
+    known: dict[str, Crystal],
+    samples: Sequence[Sample],
+    methods: Sequence[str] = tuple(RANK1_BY),
 ) -> list[dict[str, Any]]:
     """One row per target and method, for every target, with or without candidates."""
     own: dict[tuple[str, str], list[Sample]] = defaultdict(list)
@@ -154,5 +158,5 @@ def target_rows(
             **target_result(method, own[str(target.target_id), method]),
         }
         for target in asked
-        for method in RANK1_BY
+        for method in methods
     ]

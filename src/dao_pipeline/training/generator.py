@@ -28,19 +28,18 @@ def pretrain_generator(
     relaxed: Path | None = None,
     init: Path | None = None,
 ) -> None:
-    """Stage I from scratch on stable and unstable crystals; stage II from ``init`` on the relaxed set."""
+    """Stage I from scratch on stable and unstable crystals; stage II from ``init`` on the relaxed set.
+
+    With ``pretrain.crystals: stable`` stage I sees the stable crystals alone.
+    """
     name = f"pretrain_generator_stage{stage}"
     val_file = crysdb / "val.parquet"
     if stage == 1:
         source = crysdb / "train.parquet"
         crystals = read_table(source)
-        about = About(
-            kind="dao_g",
-            backbone=campaign.generator.backbone.model_dump(mode="json"),
-            process=campaign.process.model_dump(mode="json"),
-        )
-        torch.manual_seed(stage_seed(campaign.seed, name))
-        model = DaoModel.fitted(about, crystals)
+        if campaign.pretrain.crystals == "stable":
+            crystals = _stable(crystals, source, campaign, "pretrain.crystals")
+        model = _untrained(campaign, crystals, name)
         settings, inputs = campaign.pretrain.stage1, {"train": source}
     else:
         if relaxed is None or init is None:
@@ -62,8 +61,10 @@ def pretrain_generator(
     )
 
 
-def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, *, init: Path) -> None:
+def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, *, init: Path | None) -> None:
     """Fine-tune on the stable part of the training split, all of it, or the table named in the campaign.
+
+    Without ``init`` training starts from random weights.
 
     ``finetune.sources`` restricts the training split, and validation with it, to some of its sources.
 
@@ -71,8 +72,8 @@ def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, 
     whose process the campaign cannot sample or guide (``Campaign.refusal``).
     """
     settings = campaign.finetune
-    model = _generator(init)
-    if refusal := campaign.refusal(model.process):
+    model = _generator(init) if init else None
+    if model and (refusal := campaign.refusal(model.process)):
         raise UserError(f"{init}: {refusal}.")
     source = expand_path(settings.path) if settings.path else crysdb / "train.parquet"
     require_crystals(source)
@@ -86,12 +87,9 @@ def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, 
                 "coverage lists the sources there are."
             )
     if settings.crystals == "stable" and not settings.path:
-        crystals = stable(crystals, campaign.crysdb.stable_threshold)
-    if crystals.num_rows == 0:
-        raise UserError(
-            f"{source}: no crystal within crysdb.stable_threshold = {campaign.crysdb.stable_threshold} eV/atom of "
-            "the hull; raise it, or set finetune.crystals: all."
-        )
+        crystals = _stable(crystals, source, campaign, "finetune.crystals")
+    if model is None:
+        model = _untrained(campaign, crystals, "finetune_generator")
     train_to_directory(
         model,
         GeneratorObjective(),
@@ -100,10 +98,33 @@ def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, 
         settings.training,
         campaign=campaign,
         stage="finetune_generator",
-        inputs={"train": source, "val": crysdb / "val.parquet", "init": init / "model.safetensors"},
+        inputs={"train": source, "val": crysdb / "val.parquet"}
+        | ({"init": init / "model.safetensors"} if init else {}),
         out=out,
         work=work,
     )
+
+
+def _untrained(campaign: Campaign, crystals: pa.Table, stage: str) -> DaoModel:
+    """Random weights, with the volumes and the prior of the crystals that they will be trained on."""
+    about = About(
+        kind="dao_g",
+        backbone=campaign.generator.backbone.model_dump(mode="json"),
+        process=campaign.process.model_dump(mode="json"),
+    )
+    torch.manual_seed(stage_seed(campaign.seed, stage))
+    return DaoModel.fitted(about, crystals)
+
+
+def _stable(table: pa.Table, source: Path, campaign: Campaign, key: str) -> pa.Table:
+    """``stable`` by the campaign's threshold. Raises UserError if nothing is left; ``key`` asked for it."""
+    found = stable(table, campaign.crysdb.stable_threshold)
+    if found.num_rows == 0:
+        raise UserError(
+            f"{source}: no crystal within crysdb.stable_threshold = {campaign.crysdb.stable_threshold} eV/atom of "
+            f"the hull; raise it, or set {key}: all."
+        )
+    return found
 
 
 def stable(table: pa.Table, threshold: float) -> pa.Table:
