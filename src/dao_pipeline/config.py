@@ -699,6 +699,45 @@ class Screen(Section):
     top_k: int = Field(5, ge=1, description="candidates per composition that are exported and shown")
 
 
+class LearnedDistance(Section):
+    """How templates.distance: learned is learned."""
+
+    width: int = Field(16, ge=1, le=256, description="numbers that describe an element where it replaces another")
+    whole: int = Field(8, ge=0, le=256, description="numbers of an element that add up over a composition")
+    steps: int = Field(800, ge=1, description="optimizer steps, each of up to 128 crystals")
+    learning_rate: float = Field(0.02, gt=0, le=1, description="highest rate of Adam, in one cycle")
+    decay: float = Field(0.1, ge=0, description="holds elements to what known facts about them suggest")
+    least: int = Field(
+        2000,
+        ge=1,
+        description="crystals with another of their type; from fewer nothing is learned: Mendeleev numbers serve",
+    )
+
+
+class Templates(Section):
+    """Known crystals as first guesses: how an index of them is built and asked."""
+
+    distance: Literal["mendeleev", "radii", "substitution", "learned"] = Field(
+        "learned",
+        description="how far two elements are apart: by Mendeleev number; by covalent radius and "
+        "electronegativity; by substitutions in known crystals (pymatgen's table); or learned from the index's "
+        "own crystals, from which structure types they share",
+    )
+    learned: LearnedDistance = LearnedDistance()
+    same_type: float = Field(
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="crystals are of one structure type where the distances between their atoms differ by less, "
+        "root mean square, in units of (V/n)^(1/3)",
+    )
+    exclude: Literal["composition", "none"] = Field(
+        "none",
+        description="composition: crystals of a target's own composition are no templates for it (benchmarks); "
+        "none: they are proposed first, and marked as known",
+    )
+
+
 class Evaluate(Section):
     """Stage evaluate: were the known crystals found?"""
 
@@ -824,6 +863,7 @@ class Campaign(Section):
     finetune: Finetune = Finetune()
     generate: Generate = Generate()
     screen: Screen = Screen()
+    templates: Templates = Templates()
     evaluate: Evaluate = Evaluate()
     property: Property = Property()
     qe: QE = QE()

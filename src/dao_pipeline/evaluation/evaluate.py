@@ -23,11 +23,11 @@ from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.held_out import require_held_out, training_of
 from dao_pipeline.crystals.schema import COLUMNS, EVALUATION
 from dao_pipeline.crystals.table import provenance, read_about, read_table, write_table
-from dao_pipeline.crystals.volume import fit_element_volumes
 from dao_pipeline.errors import UserError
 from dao_pipeline.evaluation.compare import Target, compare_methods
 from dao_pipeline.evaluation.metrics import RANK1_BY, Sample, summarise, target_result
-from dao_pipeline.evaluation.templates import Templates
+from dao_pipeline.evaluation.substitution import plain_index
+from dao_pipeline.templates.index import TemplateIndex
 
 TARGETS_AT_ONCE = 200
 """Targets whose baselines are in memory at the same time."""
@@ -130,12 +130,12 @@ def _read_candidates(screened: Path, targets: set[str]) -> dict[str, list[dict[s
     return found
 
 
-def read_templates(train: Path) -> Templates:
-    """The relaxed training crystals as templates, with the volumes of the elements in them."""
+def read_templates(train: Path) -> TemplateIndex:
+    """The relaxed training crystals as templates."""
     table = read_table(train)
     if "precursor_of" in table.column_names:
         table = table.filter(pc.is_null(table["precursor_of"]))
-    return Templates.build(table, fit_element_volumes(table))
+    return plain_index(table)
 
 
 def target_rows(
