@@ -581,6 +581,29 @@ class Screen(Section):
     top_k: int = Field(5, ge=1, description="candidates per composition that are exported and shown")
 
 
+class Templates(Section):
+    """Known crystals as first guesses: how an index of them is built and asked."""
+
+    distance: Literal["mendeleev", "radii", "substitution", "learned"] = Field(
+        "learned",
+        description="how far two elements are apart: by Mendeleev number; by covalent radius and "
+        "electronegativity; by substitutions in known crystals (pymatgen's table); or learned from the index's "
+        "own crystals, from which structure types they share",
+    )
+    same_type: float = Field(
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="crystals are of one structure type where the distances between their atoms differ by less, "
+        "root mean square, in units of (V/n)^(1/3)",
+    )
+    exclude: Literal["composition", "none"] = Field(
+        "none",
+        description="composition: crystals of a target's own composition are no templates for it (benchmarks); "
+        "none: they are proposed first, and marked as known",
+    )
+
+
 class Evaluate(Section):
     """Stage evaluate: were the known crystals found?"""
 
@@ -695,6 +718,7 @@ class Campaign(Section):
     finetune: Finetune = Finetune()
     generate: Generate = Generate()
     screen: Screen = Screen()
+    templates: Templates = Templates()
     evaluate: Evaluate = Evaluate()
     property: Property = Property()
     qe: QE = QE()

@@ -1,0 +1,1 @@
+"""Known crystals as first guesses: looked up by composition, with the elements swapped."""

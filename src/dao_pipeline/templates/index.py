@@ -1,0 +1,200 @@
+"""An index of known crystals, and what it proposes for a composition.
+
+Known crystals are sorted by stoichiometry pattern (``patterns``) and, within it, by structure type (``types``);
+that is done once. A composition is compared with the templates of its pattern, under every assignment of its
+elements to their places. Every template votes for its type, the more the nearer it is (``buckets``); proposals are
+the types with the most votes, each made from its nearest template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import gcd
+
+import numpy as np
+import pyarrow as pa
+
+from dao_pipeline.config import Templates
+from dao_pipeline.crystals.flat import FlatCrystals, flatten
+from dao_pipeline.crystals.geometry import volumes
+from dao_pipeline.crystals.volume import NUM_ELEMENTS, fit_element_volumes
+from dao_pipeline.templates.buckets import Bucket, Choices
+from dao_pipeline.templates.metric import NUM, Metric, fixed_metric
+from dao_pipeline.templates.patterns import Pattern, assignments, compositions, slots_of
+from dao_pipeline.templates.prints import slot_prints
+from dao_pipeline.templates.proposals import Proposals
+from dao_pipeline.templates.types import find_types
+
+COLUMNS = ["id", "source", "formula", "num_atoms", "atomic_numbers", "frac_coords", "lattice", "e_above_hull"]
+"""Columns of the crystal table that an index keeps."""
+
+
+@dataclass(frozen=True)
+class TemplateIndex:
+    """Known crystals, ready to be looked up. Made by ``build``, kept by ``files.save`` and ``files.load``.
+
+    table: the n crystals. settings: as it was built. metric: distance of compositions.
+    label: (n,) int64, structure type. places: (n, s) int64, the element on each place of the type, padded with 0.
+    classes: by pattern (types, P), see ``types.Types``; types of a pattern are numbered in a row.
+    volumes: (101,) angstrom^3 expected of an atom of each element.
+    """
+
+    table: pa.Table
+    settings: Templates
+    metric: Metric
+    label: np.ndarray
+    places: np.ndarray
+    classes: dict[Pattern, np.ndarray]
+    volumes: np.ndarray
+
+    @classmethod
+    def build(cls, table: pa.Table, settings: Templates) -> TemplateIndex:
+        """Index the crystals of a table; its cells must be Niggli-reduced, as CrysDB's are."""
+        missing = [name for name in COLUMNS if name not in table.column_names]
+        table = table.select([n for n in COLUMNS if n not in missing])
+        if "e_above_hull" in missing:
+            table = table.append_column("e_above_hull", pa.nulls(table.num_rows, pa.float64()))
+        flat = flatten(table)
+        slots = slots_of(flat)
+        label = np.zeros(len(flat), dtype=np.int64)
+        places = np.zeros_like(slots.elements)
+        stability = np.nan_to_num(table["e_above_hull"].to_numpy().astype(np.float64), nan=np.inf)
+        classes: dict[Pattern, np.ndarray] = {}
+        start = 0
+        for pattern, rows in _usable(slots.groups()):
+            elements = slots.elements[rows][:, : len(pattern)]
+            prints = slot_prints(flat, rows, elements, pattern)
+            found = find_types(prints, pattern, settings.same_type, np.argsort(stability[rows], kind="stable"))
+            label[rows] = start + found.label
+            places[rows[:, None], np.arange(len(pattern))] = np.take_along_axis(elements, found.places, 1)
+            classes[pattern] = found.classes
+            start += len(found.leaders)
+        metric = fixed_metric("mendeleev" if settings.distance == "learned" else settings.distance)
+        return cls(table, settings, metric, label, places, classes, fit_element_volumes(table))
+
+    @cached_property
+    def flat(self) -> FlatCrystals:
+        """The crystals as arrays."""
+        return flatten(self.table)
+
+    @cached_property
+    def buckets(self) -> dict[Pattern, Bucket]:
+        """The templates of each pattern."""
+        flat = self.flat
+        expected = np.add.reduceat(self.volumes[flat.numbers], flat.ptr[:-1]) if len(flat) else np.zeros(0)
+        log_volume = np.log(volumes(flat.lattice) / expected)
+        stability = self.table["e_above_hull"].to_numpy().astype(np.float64)
+        result = {}
+        for pattern, rows in _usable(slots_of(flat).groups()):
+            rows = rows[np.argsort(self.label[rows], kind="stable")]
+            label = self.label[rows]
+            result[pattern] = Bucket(
+                pattern=pattern,
+                rows=rows,
+                elements=self.places[rows][:, : len(pattern)],
+                label=label,
+                classes=self.classes[pattern][label - label[0]],
+                weight=np.zeros(len(rows)),
+                stability=stability[rows],
+                log_volume=log_volume[rows],
+            )
+        return result
+
+    def rows_of(self, formulas: Iterable[str]) -> np.ndarray:
+        """(n,) bool: crystals with one of these reduced formulas (column ``formula`` of the crystal table)."""
+        return np.asarray(
+            pa.compute.is_in(self.table["formula"], value_set=pa.array(sorted(set(formulas)), pa.string()))
+        )
+
+    def propose(
+        self,
+        cells: Sequence[np.ndarray],
+        k: int,
+        exclude: str | None = None,
+        banned: np.ndarray | None = None,
+    ) -> Proposals:
+        """Up to ``k`` crystals, all different, for each of c compositions, given as atomic numbers of a cell.
+
+        exclude: as ``settings.exclude``, which None stands for. banned: (n,) bool, templates that must not be
+        used at all. Compositions without any template have no proposals.
+        """
+        own = (self.settings.exclude if exclude is None else exclude) == "none"
+        banned = np.zeros(self.table.num_rows, bool) if banned is None else banned
+        wanted = compositions(cells)
+        slots = slots_of(wanted)
+        parts: list[tuple[np.ndarray, np.ndarray, Choices, Bucket, int]] = []
+        for pattern, rows in _usable(slots.groups()):
+            targets = slots.elements[rows][:, : len(pattern)]
+            for multiple in divisors(gcd(*pattern)):
+                bucket = self.buckets.get(tuple(c // multiple for c in pattern))
+                if bucket is None or multiple > 1:
+                    continue
+                found = bucket.choose(targets, k, self.metric, banned[bucket.rows], own)
+                parts.append((rows[found.target], targets[found.target], found, bucket, multiple))
+        return self._made(parts, k)
+
+    def _made(self, parts: Sequence[tuple[np.ndarray, np.ndarray, Choices, Bucket, int]], k: int) -> Proposals:
+        """The crystals of the choices, sorted."""
+
+        def joined(values: Sequence[np.ndarray], kind: type) -> np.ndarray:
+            return np.concatenate([np.zeros(0, kind), *values]).astype(kind)
+
+        composition = joined([rows for rows, *_ in parts], np.int64)
+        score = joined([found.score for _, _, found, _, _ in parts], np.float64)
+        order = np.lexsort((-score, composition))
+        rank = np.arange(len(order)) - np.searchsorted(composition[order], composition[order])
+        order, rank = order[rank < k], rank[rank < k]
+        row = joined([bucket.rows[found.template] for _, _, found, bucket, _ in parts], np.int64)[order]
+        known = joined([found.known for _, _, found, _, _ in parts], bool)[order]
+        probability = np.exp(score - joined([found.total for _, _, found, _, _ in parts], np.float64))[order]
+        # which element takes the place of which, as one table per proposal
+        swap = np.zeros((len(composition), NUM), dtype=np.int64)
+        start = 0
+        for _, targets, found, bucket, _ in parts:
+            new = np.take_along_axis(targets, assignments(bucket.pattern)[found.way], 1)
+            swap[start + np.arange(len(new))[:, None], bucket.elements[found.template]] = new
+            start += len(new)
+        log_volume = joined([found.log_volume for _, _, found, _, _ in parts], np.float64)[order]
+        return Proposals(
+            composition=composition[order],
+            rank=rank,
+            template=row,
+            template_id=np.asarray(self.table["id"].take(pa.array(row)).to_pylist(), dtype=object),
+            structure_type=joined([found.label for _, _, found, _, _ in parts], np.int64)[order],
+            distance=joined([found.distance for _, _, found, _, _ in parts], np.float64)[order],
+            probability=np.where(known, 1.0, probability),
+            votes=joined([found.votes for _, _, found, _, _ in parts], np.int64)[order],
+            known=known,
+            multiple=joined([np.full(len(r), m) for r, _, _, _, m in parts], np.int64)[order],
+            crystals=self._substituted(row, swap[order], np.where(known, np.nan, log_volume)),
+        )
+
+    def _substituted(self, rows: np.ndarray, swap: np.ndarray, log_volume: np.ndarray) -> FlatCrystals:
+        """Crystals ``rows`` (p,) with other elements, scaled to the volume expected; NaN: not scaled."""
+        flat = self.flat
+        counts = flat.counts[rows]
+        owner = np.repeat(np.arange(len(rows)), counts)
+        atoms = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts) + flat.ptr[rows][owner]
+        numbers = swap[owner, flat.numbers[atoms]]
+        lattice = flat.lattice[rows]
+        expected = np.bincount(owner, self.volumes[np.minimum(numbers, NUM_ELEMENTS - 1)], len(rows))
+        ratio = expected * np.exp(log_volume) / volumes(lattice)
+        lattice = lattice * np.cbrt(np.where(np.isnan(log_volume), 1.0, ratio))[:, None, None]
+        return FlatCrystals(numbers=numbers, frac=flat.frac[atoms], lattice=lattice, counts=counts)
+
+
+def divisors(number: int) -> list[int]:
+    """Divisors of a number, rising."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _usable(groups: dict[Pattern, np.ndarray]) -> Iterable[tuple[Pattern, np.ndarray]]:
+    """Patterns whose assignments can be tried one by one."""
+    for pattern, rows in groups.items():
+        try:
+            assignments(pattern)
+        except ValueError:
+            continue
+        yield pattern, rows
