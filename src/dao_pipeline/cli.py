@@ -38,6 +38,9 @@ WorkDir = Annotated[
 ]
 OutFile = Annotated[Path, typer.Option("--out", help="Parquet file to write")]
 OutDir = Annotated[Path, typer.Option("--out", help="folder to write")]
+PairsFile = Annotated[
+    Path | None, typer.Option(help="table written by pair-templates (generator.template_paths above 0)")
+]
 ModelDir = Annotated[Path, typer.Option("--model", help="model directory")]
 
 
@@ -141,6 +144,14 @@ def relax_dataset(
 
 
 @command
+def pair_templates(config: ConfigFile, crysdb: CrysdbDir, out: OutFile) -> None:
+    """Lay over each training crystal the template that would be proposed for it."""
+    from dao_pipeline.templates.pairs import pair_templates as run
+
+    run(_campaign(config), crysdb, out)
+
+
+@command
 def pretrain_generator(
     config: ConfigFile,
     out: OutDir,
@@ -149,12 +160,13 @@ def pretrain_generator(
     crysdb: CrysdbDir,
     relaxed: Annotated[Path | None, typer.Option(help="folder written by relax-dataset (stage 2)")] = None,
     init: Annotated[Path | None, typer.Option(help="model directory of stage 1 (stage 2)")] = None,
+    pairs: PairsFile = None,
 ) -> None:
     """Pretrain DAO-G."""
     campaign = _training_campaign(config)
     from dao_pipeline.training.generator import pretrain_generator as run
 
-    run(campaign, crysdb, out, work, stage=stage, relaxed=relaxed, init=init)
+    run(campaign, crysdb, out, work, stage=stage, relaxed=relaxed, init=init, pairs=pairs)
 
 
 @command
@@ -164,12 +176,13 @@ def finetune_generator(
     out: OutDir,
     work: WorkDir,
     init: Annotated[Path, typer.Option(help="pretrained model directory")],
+    pairs: PairsFile = None,
 ) -> None:
     """Fine-tune DAO-G on stable crystals, or on the table named in the campaign."""
     campaign = _training_campaign(config)
     from dao_pipeline.training.generator import finetune_generator as run
 
-    run(campaign, crysdb, out, work, init=init)
+    run(campaign, crysdb, out, work, init=init, pairs=pairs)
 
 
 @command

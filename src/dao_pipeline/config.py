@@ -441,6 +441,13 @@ class Generator(Section):
     pretrained: str | None = Field(
         None, description="a model directory; pretraining is skipped and fine-tuning starts there"
     )
+    template_paths: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="flow: where a training crystal has a template, the probability that its path starts there, "
+        "not at noise, so that the model also learns to refine templates; 0: it does not (paper)",
+    )
 
 
 class Pretrain(Section):
@@ -602,6 +609,13 @@ class Templates(Section):
         description="composition: crystals of a target's own composition are no templates for it (benchmarks); "
         "none: they are proposed first, and marked as known",
     )
+    max_pair_rmse: float = Field(
+        0.3,
+        gt=0,
+        lt=1,
+        description="training crystals whose template is farther, in units of (V/n)^(1/3), teach nothing about "
+        "the errors of templates (generator.template_paths)",
+    )
 
 
 class Evaluate(Section):
@@ -728,6 +742,11 @@ class Campaign(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Campaign:
         self.generate.sampling(self.process)
+        if self.generator.template_paths > 0 and self.process.kind != "flow":
+            raise ValueError(
+                f"generator.template_paths ({self.generator.template_paths}) has no meaning for process.kind: "
+                f"{self.process.kind}; set 0"
+            )
         for section in ("energy_model", "generator"):
             if getattr(self, section).backbone.distances != "none" and self.process.lattice_scale == "none":
                 raise ValueError(
@@ -766,9 +785,22 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "build_crysdb": ("crysdb", "energy_model.label", "seed"),
     "train_energy_model": ("energy_model", "process", "seed"),
     "relax_dataset": ("relax",),
-    "pretrain_generator_stage1": ("generator.backbone", "pretrain.stage1", "process", "seed"),
-    "pretrain_generator_stage2": ("pretrain.stage2", "seed"),
-    "finetune_generator": ("finetune", "generator.pretrained", "crysdb.stable_threshold", "seed"),
+    "pair_templates": ("templates",),
+    "pretrain_generator_stage1": (
+        "generator.backbone",
+        "generator.template_paths",
+        "pretrain.stage1",
+        "process",
+        "seed",
+    ),
+    "pretrain_generator_stage2": ("generator.template_paths", "pretrain.stage2", "seed"),
+    "finetune_generator": (
+        "finetune",
+        "generator.pretrained",
+        "generator.template_paths",
+        "crysdb.stable_threshold",
+        "seed",
+    ),
     "plan_candidates": (
         "generate.compositions",
         "generate.test_split",

@@ -48,6 +48,8 @@ class About:
     kind: dao_p or dao_g. energy_label, energy_mean, energy_std: what the energy head predicts, eV/atom;
     after finetune_property the property, in its own unit (``energy.property``).
     elements: atomic numbers seen in training. history: how it was trained, stage by stage.
+    template_errors: root mean square error of templates in training, of a fractional coordinate and of an entry of
+    the lattice's log metric; None: the model has not learned paths from templates.
     """
 
     kind: str
@@ -58,6 +60,7 @@ class About:
     energy_std: float = 1.0
     elements: list[int] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    template_errors: tuple[float, float] | None = None
 
 
 class DaoModel(nn.Module):
@@ -79,7 +82,7 @@ class DaoModel(nn.Module):
         backbone, self.process = Backbone(**about.backbone), Process.of_model(about.process)
         schedule: Diffusion | Flow
         if self.process.kind == "flow":
-            schedule = Flow(self.process, prior)
+            schedule = Flow(self.process, prior, about.template_errors)
             noise = Noise(schedule.sigma)
         else:
             schedule = Diffusion(self.process)
@@ -91,6 +94,7 @@ class DaoModel(nn.Module):
             noise=noise if backbone.noise_aware else None,
             lattice_output="symmetric" if self.process.kind == "flow" else None,
             energy_head=about.kind == "dao_p",
+            template_paths=about.template_errors is not None,
         )
         self.schedule = schedule
         self.register_buffer("element_volumes", torch.as_tensor(element_volumes, dtype=torch.float32).clone())
