@@ -41,6 +41,7 @@ OutDir = Annotated[Path, typer.Option("--out", help="folder to write")]
 PairsFile = Annotated[
     Path | None, typer.Option(help="table written by pair-templates (generator.template_paths above 0)")
 ]
+IndexDir = Annotated[Path, typer.Option("--index", help="folder written by index-templates")]
 ModelDir = Annotated[Path, typer.Option("--model", help="model directory")]
 
 
@@ -144,11 +145,19 @@ def relax_dataset(
 
 
 @command
-def pair_templates(config: ConfigFile, crysdb: CrysdbDir, out: OutFile) -> None:
+def index_templates(config: ConfigFile, crysdb: CrysdbDir, out: OutDir) -> None:
+    """Index the training crystals as templates for other compositions."""
+    from dao_pipeline.templates.build import index_templates as run
+
+    run(_campaign(config), crysdb, out)
+
+
+@command
+def pair_templates(config: ConfigFile, index: IndexDir, out: OutFile) -> None:
     """Lay over each training crystal the template that would be proposed for it."""
     from dao_pipeline.templates.pairs import pair_templates as run
 
-    run(_campaign(config), crysdb, out)
+    run(_campaign(config), index, out)
 
 
 @command
@@ -199,6 +208,19 @@ def plan_candidates(
 
 
 @command
+def propose_templates(
+    config: ConfigFile,
+    plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
+    index: IndexDir,
+    out: OutFile,
+) -> None:
+    """Write the known structures that candidates are made from, with the elements of each composition."""
+    from dao_pipeline.templates.propose import propose_templates as run
+
+    run(_campaign(config), plan, index, out)
+
+
+@command
 def generate_candidates(
     config: ConfigFile,
     plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
@@ -207,11 +229,12 @@ def generate_candidates(
     shard: Annotated[int, typer.Option(min=0, help="number of the shard")],
     out: OutFile,
     work: WorkDir,
+    templates: Annotated[Path | None, typer.Option(help="table written by propose-templates")] = None,
 ) -> None:
-    """Generate the crystals of one shard, guided by DAO-P."""
+    """Generate the crystals of one shard, guided by DAO-P, or make them from templates."""
     from dao_pipeline.candidates.generate import generate_candidates as run
 
-    run(_campaign(config), plan, generator, energy_model, shard, out, work)
+    run(_campaign(config), plan, generator, energy_model, shard, out, work, templates)
 
 
 @command

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -540,8 +541,29 @@ class Generate(Section):
         description="flow: by the end the velocity of the coordinates has grown to 1 + this; null: 5",
     )
     guidance_scale: float = Field(1.0, ge=0, description="multiplier of DAO-P's energy gradient; 0: unguided")
+    template_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of each composition's candidates, rounded up, that are made from known structures with "
+        "the elements replaced (section templates); those that find no template are generated like the others",
+    )
+    template_refinement: Literal["none", "path", "noise"] = Field(
+        "none",
+        description="what DAO-G does to templates: none; path: follow the paths it has learned "
+        "(generator.template_paths); noise: noise them to template_noise, and denoise them",
+    )
+    template_steps: int = Field(10, ge=1, description="steps of template_refinement: path, one network call each")
+    template_noise: float = Field(
+        0.1, gt=0, le=1, description="noise level of template_refinement: noise, as a share of process.timesteps"
+    )
     shard_size: int = Field(1_000, ge=1, description="candidates per shard, one job each")
     batch_atoms: int = Field(6_000, ge=10, description="atoms per sampling batch")
+
+    @property
+    def templates(self) -> int:
+        """Candidates of each composition that are made from templates, where it has so many."""
+        return ceil(round(self.template_share * self.samples, 9))
 
     def sampling(self, process: Process) -> Sampling:
         """The sampler of a process, defaults filled in.
@@ -747,6 +769,12 @@ class Campaign(Section):
                 f"generator.template_paths ({self.generator.template_paths}) has no meaning for process.kind: "
                 f"{self.process.kind}; set 0"
             )
+        learned = self.generator.template_paths > 0 or self.generator.pretrained is not None
+        if self.generate.template_refinement == "path" and not learned:
+            raise ValueError(
+                "generate.template_refinement: path needs a generator that has learned paths from templates: set "
+                "generator.template_paths, e.g. 0.5, or another refinement"
+            )
         for section in ("energy_model", "generator"):
             if getattr(self, section).backbone.distances != "none" and self.process.lattice_scale == "none":
                 raise ValueError(
@@ -785,7 +813,7 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "build_crysdb": ("crysdb", "energy_model.label", "seed"),
     "train_energy_model": ("energy_model", "process", "seed"),
     "relax_dataset": ("relax",),
-    "pair_templates": ("templates",),
+    "pair_templates": ("templates.max_pair_rmse",),
     "pretrain_generator_stage1": (
         "generator.backbone",
         "generator.template_paths",
@@ -807,8 +835,11 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "generate.samples",
         "generate.shard_size",
         "generate.max_atoms",
+        "generate.template_share",
         "seed",
     ),
+    "index_templates": ("templates",),
+    "propose_templates": ("templates.exclude", "generate.template_share", "generate.samples"),
     "generate_candidates": (
         "generate.steps",
         "generate.corrector",
@@ -817,6 +848,9 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "generate.annealing",
         "generate.guidance_scale",
         "generate.batch_atoms",
+        "generate.template_refinement",
+        "generate.template_steps",
+        "generate.template_noise",
         "seed",
     ),
     "screen_candidates": ("screen",),

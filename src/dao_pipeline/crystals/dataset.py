@@ -24,7 +24,7 @@ class CrystalDataset(InMemoryDataset):
     ``select`` gathers any crystals into one flat batch with ``ptr``.
 
     templates: rows of the pair table (``templates.pairs``), by ``id`` of the crystal; then there are also
-    ``template_coords``, ``template_lattice`` and ``paired`` (1,) bool. A crystal without a row is its own template.
+    ``template_coords``, ``template_lattice`` and ``paired`` (1,) bool. One without a row is its own template.
     """
 
     def __init__(

@@ -115,9 +115,9 @@ class TemplateObjective(GeneratorObjective):
     """The same, but crystals with a template start there with probability ``share``, and not at noise.
 
     The two kinds of paths have losses of their own, each a mean over what is on such a path: so they weigh the
-    same, whatever the share. Few templates err by much and most by very little. Of a path from a template the loss
-    is therefore 2 sqrt(1 + e^2) - 2, with e^2 the mean square error of its crystal: that of small errors, but large
-    ones count by their size, not its square. (With the size alone the network learned nothing in 3,000 steps: what
+    same, whatever the share. Few templates err by much and most by very little. Of a path from a template the
+    loss is therefore 2 sqrt(1 + e^2) - 2, with e^2 the mean square error of its crystal: small errors count by
+    their square, large ones by their size. (With the size alone the network learned nothing in 3,000 steps: what
     it loses at the many templates without any error outweighs what it gains at others.)
     """
 

@@ -1,4 +1,4 @@
-"""Movements of a crystal that keep its symmetry: what moves atoms and cell is averaged over its motions onto itself.
+"""Movements of a crystal that keep its symmetry: they are averaged over its motions onto itself.
 
 A template's symmetry is part of what it says, and a network that does not know of rotations would break it a little
 everywhere. Averaged, atoms on special positions stay there and a cubic cell stays cubic.

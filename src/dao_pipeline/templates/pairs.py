@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dao_pipeline.config import Campaign, stage_settings
 from dao_pipeline.crystals.flat import FlatCrystals, structure_columns
 from dao_pipeline.crystals.schema import COLUMNS
-from dao_pipeline.crystals.table import provenance, read_table, write_table
+from dao_pipeline.crystals.table import provenance, write_table
 from dao_pipeline.progress import Reporter
 from dao_pipeline.templates.align import align
+from dao_pipeline.templates.files import load
 from dao_pipeline.templates.index import TemplateIndex
 
 log = logging.getLogger(__name__)
@@ -26,26 +26,23 @@ AT_ONCE = 2_000
 """Crystals whose proposals are in memory at the same time."""
 
 
-def pair_templates(campaign: Campaign, crysdb: Path, out: Path) -> None:
-    """Write one row per crystal of ``crysdb``/train that a template of another composition resembles."""
-    source = crysdb / "train.parquet"
-    table = read_table(source)
-    if "precursor_of" in table.column_names:
-        table = table.filter(pc.is_null(table["precursor_of"]))
-    pairs = pair_table(TemplateIndex.build(table, campaign.templates), campaign.templates.max_pair_rmse)
+def pair_templates(campaign: Campaign, index: Path, out: Path) -> None:
+    """Write one row per crystal of an index that a template of another composition resembles."""
+    templates = load(index)
+    pairs = pair_table(templates, campaign.templates.max_pair_rmse)
     about = provenance(
         "pair_templates",
         campaign=campaign.name,
         settings=stage_settings(campaign, "pair_templates"),
-        inputs={"train": source},
-        crystals=table.num_rows,
+        inputs={"index": index},
+        crystals=templates.table.num_rows,
     )
     write_table(pairs, out, about)
     rmse, strain = (pairs[name].to_numpy() for name in ("template_rmse", "template_strain"))
     log.info(
         "%d of %d crystals resemble their template: median displacement %.4f (V/n)^(1/3), median strain %.4f",
         len(rmse),
-        table.num_rows,
+        templates.table.num_rows,
         np.median(rmse) if len(rmse) else np.nan,
         np.median(strain) if len(strain) else np.nan,
     )
