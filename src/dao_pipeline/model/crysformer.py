@@ -65,6 +65,12 @@ def orthogonal_factor(lattice: Tensor, iterations: int = 8) -> Tensor:
     return frame
 
 
+def _symmetric(head: Tensor) -> Tensor:
+    """Symmetric matrices (B, 3, 3) from nine numbers each."""
+    matrix = head.view(-1, 3, 3)
+    return 0.5 * (matrix + matrix.transpose(1, 2))
+
+
 class GatedResidual(nn.Module):
     """out = g x + (1 - g) y with g = sigmoid(w . [x ; y ; x - y]), one scalar per atom (paper 1.5)."""
 
@@ -108,7 +114,7 @@ class Crysformer(nn.Module):
     ``lattice_output``: see ``_lattice_output``; None: ``velocity`` with ``noise``, else ``product``.
     ``energy_head``: DAO-P has one, DAO-G has none.
     ``template_paths``: crystals may be on their way from a template, not from noise (not published); a learned
-    vector beside the time embedding says so.
+    vector beside the time embedding says so, and heads of their own, which are zero at first, tell the velocity.
     """
 
     descriptors: Tensor
@@ -149,7 +155,12 @@ class Crysformer(nn.Module):
         self.energy_head = (
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)) if energy_head else None
         )
-        self.template_origin = nn.Parameter(torch.zeros(width)) if template_paths else None
+        self.template_origin = self.template_heads = None
+        if template_paths:
+            self.template_origin = nn.Parameter(torch.zeros(width))
+            self.template_heads = nn.ModuleList(nn.Linear(width, n, bias=False) for n in (3, 9))
+            for head in self.template_heads:
+                nn.init.zeros_(head.weight)
 
     def forward(
         self,
@@ -173,11 +184,17 @@ class Crysformer(nn.Module):
         h = self.features(atomic_numbers, frac_coords, lattice, layout, t, from_template)
         with torch.autocast(h.device.type, enabled=False):  # the heads cost nothing: full precision
             pooled = layout.mean(h)
+            coords = self.coords_head(h)
             out = self._lattice_output(self.lattice_head(pooled), lattice_sorted, layout.sort_crystals(t))
+            if from_template is not None and self.template_heads is not None:
+                by_atom, by_crystal = self.template_heads
+                chosen = layout.sort_crystals(from_template)
+                coords = torch.where(layout.expand(chosen)[:, None], by_atom(h), coords)
+                out = torch.where(chosen[:, None, None], _symmetric(by_crystal(pooled)), out)
             energy = None
             if self.energy_head is not None:
                 energy = layout.unsort_crystals(self.energy_head(pooled)[:, 0])
-            return Output(layout.unsort_atoms(self.coords_head(h)), layout.unsort_crystals(out), energy)
+            return Output(layout.unsort_atoms(coords), layout.unsort_crystals(out), energy)
 
     def _lattice_output(self, head: Tensor, lattice: Tensor, t: Tensor) -> Tensor:
         """What the model says about the lattice, (B, 3, 3), from the head's numbers.
@@ -190,8 +207,7 @@ class Crysformer(nn.Module):
         the logarithm of the metric.
         """
         if self.lattice_output == "symmetric":
-            matrix = head.view(-1, 3, 3)
-            return 0.5 * (matrix + matrix.transpose(1, 2))
+            return _symmetric(head)
         if self.lattice_output == "product":
             return head.view(-1, 3, 3) @ lattice
         matrices = head.view(-1, 2, 3, 3)

@@ -1,7 +1,7 @@
 """Movements of a crystal that keep its symmetry: they are averaged over its motions onto itself.
 
-A template's symmetry is part of what it says, and a network that does not know of rotations would break it a little
-everywhere. Averaged, atoms on special positions stay there and a cubic cell stays cubic.
+A template's symmetry is part of what it says, and a network that does not know of rotations would break it a
+little everywhere. Averaged, atoms on special positions stay there and a cubic cell stays cubic.
 """
 
 from __future__ import annotations

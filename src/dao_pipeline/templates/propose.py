@@ -52,8 +52,8 @@ def propose_templates(campaign: Campaign, plan: Path, index: Path, out: Path) ->
 def proposal_table(index: TemplateIndex, rows: pa.Table, count: int, exclude: str) -> pa.Table:
     """Rows of a plan with the template whose rank is their number; those without one are left out.
 
-    count: templates per composition. Atoms are in the order of the plan. Columns: id, source, the structure, origin
-    (``template``, or ``known`` for a known crystal of this composition), template_id, template_distance.
+    count: templates per composition. Atoms are in the order of the plan. Columns: id, source, the structure,
+    origin (``template``, or ``known`` for a known crystal of this composition), template_id, template_distance.
     """
     names = pc.binary_join_element_wise(rows["composition"], pc.fill_null(rows["target_id"], ""), "\n").to_pylist()
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
