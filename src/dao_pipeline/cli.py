@@ -38,6 +38,10 @@ WorkDir = Annotated[
 ]
 OutFile = Annotated[Path, typer.Option("--out", help="Parquet file to write")]
 OutDir = Annotated[Path, typer.Option("--out", help="folder to write")]
+PairsFile = Annotated[
+    Path | None, typer.Option(help="table written by pair-templates (generator.template_paths above 0)")
+]
+IndexDir = Annotated[Path, typer.Option("--index", help="folder written by index-templates")]
 ModelDir = Annotated[Path, typer.Option("--model", help="model directory")]
 
 
@@ -141,6 +145,22 @@ def relax_dataset(
 
 
 @command
+def index_templates(config: ConfigFile, crysdb: CrysdbDir, out: OutDir) -> None:
+    """Index the training crystals as templates for other compositions."""
+    from dao_pipeline.templates.build import index_templates as run
+
+    run(_campaign(config), crysdb, out)
+
+
+@command
+def pair_templates(config: ConfigFile, index: IndexDir, out: OutFile) -> None:
+    """Lay over each training crystal the template that would be proposed for it."""
+    from dao_pipeline.templates.pairs import pair_templates as run
+
+    run(_campaign(config), index, out)
+
+
+@command
 def pretrain_generator(
     config: ConfigFile,
     out: OutDir,
@@ -149,12 +169,13 @@ def pretrain_generator(
     crysdb: CrysdbDir,
     relaxed: Annotated[Path | None, typer.Option(help="folder written by relax-dataset (stage 2)")] = None,
     init: Annotated[Path | None, typer.Option(help="model directory of stage 1 (stage 2)")] = None,
+    pairs: PairsFile = None,
 ) -> None:
     """Pretrain DAO-G."""
     campaign = _training_campaign(config)
     from dao_pipeline.training.generator import pretrain_generator as run
 
-    run(campaign, crysdb, out, work, stage=stage, relaxed=relaxed, init=init)
+    run(campaign, crysdb, out, work, stage=stage, relaxed=relaxed, init=init, pairs=pairs)
 
 
 @command
@@ -164,12 +185,13 @@ def finetune_generator(
     out: OutDir,
     work: WorkDir,
     init: Annotated[Path | None, typer.Option(help="pretrained model directory; default: random weights")] = None,
+    pairs: PairsFile = None,
 ) -> None:
     """Fine-tune DAO-G on stable crystals, or on the table named in the campaign."""
     campaign = _training_campaign(config)
     from dao_pipeline.training.generator import finetune_generator as run
 
-    run(campaign, crysdb, out, work, init=init)
+    run(campaign, crysdb, out, work, init=init, pairs=pairs)
 
 
 @command
@@ -186,6 +208,19 @@ def plan_candidates(
 
 
 @command
+def propose_templates(
+    config: ConfigFile,
+    plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
+    index: IndexDir,
+    out: OutFile,
+) -> None:
+    """Write the known structures that candidates are made from, with the elements of each composition."""
+    from dao_pipeline.templates.propose import propose_templates as run
+
+    run(_campaign(config), plan, index, out)
+
+
+@command
 def generate_candidates(
     config: ConfigFile,
     plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
@@ -194,11 +229,12 @@ def generate_candidates(
     shard: Annotated[int, typer.Option(min=0, help="number of the shard")],
     out: OutFile,
     work: WorkDir,
+    templates: Annotated[Path | None, typer.Option(help="table written by propose-templates")] = None,
 ) -> None:
-    """Generate the crystals of one shard, guided by DAO-P."""
+    """Generate the crystals of one shard, guided by DAO-P, or make them from templates."""
     from dao_pipeline.candidates.generate import generate_candidates as run
 
-    run(_campaign(config), plan, generator, energy_model, shard, out, work)
+    run(_campaign(config), plan, generator, energy_model, shard, out, work, templates)
 
 
 @command

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -516,6 +517,13 @@ class Generator(Section):
     pretrained: str | None = Field(
         None, description="a model directory; pretraining is skipped and fine-tuning starts there"
     )
+    template_paths: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="flow: where a training crystal has a template, the probability that its path starts there, "
+        "not at noise, so that the model also learns to refine templates; 0: it does not (paper)",
+    )
 
 
 class Pretrain(Section):
@@ -651,8 +659,29 @@ class Generate(Section):
         "become exp(-w E) times as likely, which is a temperature kT = energy_std / w; 0: unguided",
     )
     guidance: Guidance = Guidance()
+    template_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of each composition's candidates, rounded up, that are made from known structures with "
+        "the elements replaced (section templates); those that find no template are generated like the others",
+    )
+    template_refinement: Literal["none", "path", "noise"] = Field(
+        "none",
+        description="what DAO-G does to templates: none; path: follow the paths it has learned "
+        "(generator.template_paths); noise: noise them to template_noise, and denoise them",
+    )
+    template_steps: int = Field(10, ge=1, description="steps of template_refinement: path, one network call each")
+    template_noise: float = Field(
+        0.1, gt=0, le=1, description="noise level of template_refinement: noise, as a share of process.timesteps"
+    )
     shard_size: int = Field(1_000, ge=1, description="candidates per shard, one job each")
     batch_atoms: int = Field(6_000, ge=10, description="atoms per sampling batch")
+
+    @property
+    def templates(self) -> int:
+        """Candidates of each composition that are made from templates, where it has so many."""
+        return ceil(round(self.template_share * self.samples, 9))
 
     def sampling(self, process: Process) -> Sampling:
         """The sampler of a process, defaults filled in.
@@ -735,6 +764,13 @@ class Templates(Section):
         "none",
         description="composition: crystals of a target's own composition are no templates for it (benchmarks); "
         "none: they are proposed first, and marked as known",
+    )
+    max_pair_rmse: float = Field(
+        0.3,
+        gt=0,
+        lt=1,
+        description="training crystals whose template is farther, in units of (V/n)^(1/3), teach nothing about "
+        "the errors of templates (generator.template_paths)",
     )
 
 
@@ -874,6 +910,17 @@ class Campaign(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Campaign:
         self.generate.sampling(self.process)
+        if self.generator.template_paths > 0 and self.process.kind != "flow":
+            raise ValueError(
+                f"generator.template_paths ({self.generator.template_paths}) has no meaning for process.kind: "
+                f"{self.process.kind}; set 0"
+            )
+        learned = self.generator.template_paths > 0 or self.generator.pretrained is not None
+        if self.generate.template_refinement == "path" and not learned:
+            raise ValueError(
+                "generate.template_refinement: path needs a generator that has learned paths from templates: set "
+                "generator.template_paths, e.g. 0.5, or another refinement"
+            )
         for section in ("energy_model", "generator"):
             if getattr(self, section).backbone.distances != "none" and self.process.lattice_scale == "none":
                 raise ValueError(
@@ -912,15 +959,17 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "build_crysdb": ("crysdb", "energy_model.label", "seed"),
     "train_energy_model": ("energy_model", "process", "seed"),
     "relax_dataset": ("relax", "energy_model.pretrained"),
+    "pair_templates": ("templates.max_pair_rmse",),
     "pretrain_generator_stage1": (
         "generator.backbone",
+        "generator.template_paths",
         "pretrain.stage1",
         "pretrain.crystals",
         "crysdb.stable_threshold",
         "process",
         "seed",
     ),
-    "pretrain_generator_stage2": ("pretrain.stage2", "seed"),
+    "pretrain_generator_stage2": ("generator.template_paths", "pretrain.stage2", "seed"),
     "finetune_generator": (
         "finetune",
         "generator",
@@ -935,8 +984,11 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "generate.samples",
         "generate.shard_size",
         "generate.max_atoms",
+        "generate.template_share",
         "seed",
     ),
+    "index_templates": ("templates",),
+    "propose_templates": ("templates.exclude", "generate.template_share", "generate.samples"),
     "generate_candidates": (
         "generate.steps",
         "generate.corrector",
@@ -946,6 +998,9 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "generate.guidance_scale",
         "generate.guidance",
         "generate.batch_atoms",
+        "generate.template_refinement",
+        "generate.template_steps",
+        "generate.template_noise",
         "seed",
     ),
     "screen_candidates": ("screen",),

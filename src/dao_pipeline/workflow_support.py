@@ -233,6 +233,11 @@ class Campaigns(Mapping[str, Campaign]):
         """The option that names those weights' folder."""
         return "".join(f"--init {shlex.quote(str(Path(file).parent))}" for file in self.pretrained(wildcards))
 
+    def proposed(self, wildcards: Any) -> list[str]:
+        """The templates of a shard's candidates, where the campaign makes some from templates."""
+        files = stage_files(self[wildcards.campaign], "propose_templates")
+        return files and [f"results/{wildcards.campaign}/candidates/templates/shard-{wildcards.shard}.parquet"]
+
     def stage_input(self, stage: str) -> Callable[[Any], list[str]]:
         """All files of ``stage`` in one campaign."""
         return lambda wildcards: stage_files(self.owner(stage, wildcards.campaign), stage)
@@ -283,6 +288,11 @@ class Campaigns(Mapping[str, Campaign]):
             set_aside(campaign)
 
 
+def option(name: str, files: Sequence[str]) -> str:
+    """A command-line option with the file of an input that a campaign may do without; empty without it."""
+    return f"{name} {shlex.quote(str(files[0]))}" if files else ""
+
+
 def set_aside(campaign: Campaign) -> None:
     """Move shards that the campaign no longer has, because it shrank, from results/ to work/<campaign>/earlier/.
 
@@ -316,7 +326,7 @@ REPORTED = (
 )
 """Stages whose files the report reads."""
 
-FAN_OUT = ("relax_dataset", "generate_candidates", "validate_qe")
+FAN_OUT = ("relax_dataset", "propose_templates", "generate_candidates", "validate_qe")
 """Stages that write one file per job into a folder."""
 
 RULES_OF_STAGE = {"pretrain_generator": ("pretrain_generator_stage1", "pretrain_generator_stage2")}
@@ -357,6 +367,15 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
             files = [f"crysdb/{name}.parquet" for name in ("train", "val", "test", "rejected")]
         case "train_energy_model":
             files = [f"models/dao_p/{name}" for name in MODEL_FILES if campaign.energy_model.pretrained is None]
+        case "index_templates":
+            names = ("index.json", "templates.parquet", "index.safetensors")
+            wanted = campaign.generate.templates > 0 or campaign.generator.template_paths > 0
+            files = [f"templates/index/{name}" for name in names] if wanted else []
+        case "pair_templates":
+            files = ["templates/pairs.parquet"] if campaign.generator.template_paths > 0 else []
+        case "propose_templates":
+            number = _shards(campaign) if campaign.generate.templates > 0 else 0
+            files = [f"candidates/templates/shard-{shard:04d}.parquet" for shard in range(number)]
         case "relax_dataset":
             jobs = campaign.relax.jobs if stages == 2 else 0
             files = [f"relaxed/shard-{job:03d}.parquet" for job in range(jobs)]
@@ -426,6 +445,7 @@ def planned_shard(campaign: Campaign, shard: int) -> str:
         {
             "rows": [start, stop],
             "samples": generate.samples,
+            "templates": generate.templates,
             "compositions": asked,
             "max_atoms": generate.max_atoms,
         }
@@ -517,9 +537,13 @@ def _rule_names(names: Iterable[str]) -> frozenset[str]:
     return frozenset(rule for name in names for rule in RULES_OF_STAGE.get(name, (name,)))
 
 
+_NO_TEMPLATES = "generate.template_share is 0"
 _PRETRAINED = "generator.pretrained names a model that is pretrained already, or pretrain.stages leaves it out"
 _WHY_NOT = {
     "train_energy_model": "energy_model.pretrained names a DAO-P",
+    "index_templates": f"{_NO_TEMPLATES}, and so is generator.template_paths",
+    "pair_templates": "generator.template_paths is 0",
+    "propose_templates": _NO_TEMPLATES,
     "relax_dataset": _PRETRAINED,
     "pretrain_generator": _PRETRAINED,
     "pretrain_generator_stage1": _PRETRAINED,

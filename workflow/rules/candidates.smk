@@ -51,9 +51,36 @@ rule plan_shard:
         " --out {output:q} > {log:q} 2>&1"
 
 
+rule propose_templates:
+    input:
+        plan="results/{campaign}/candidates/planned/shard-{shard}.parquet",
+        index=campaigns.stage_input("index_templates"),
+    output:
+        "results/{campaign}/candidates/templates/shard-{shard}.parquet",
+    log:
+        "logs/{campaign}/propose_templates-{shard}.log",
+    benchmark:
+        "results/{campaign}/timings/propose_templates-{shard}.tsv"
+    conda:
+        "../../envs/pipeline.yaml"
+    threads: campaigns.threads("cpu")
+    resources:
+        mem_mb=campaigns.mem_mb("cpu"),
+        runtime=campaigns.runtime("cpu"),
+    params:
+        config="results/{campaign}/config.yaml",
+        index="results/{campaign}/templates/index",
+        settings=campaigns.settings("propose_templates"),
+        code=stage_code_hash("propose_templates"),
+    shell:
+        "dao-pipeline propose-templates --config {params.config:q} --plan {input.plan:q} --index {params.index:q}"
+        " --out {output:q} > {log:q} 2>&1"
+
+
 rule generate_candidates:
     input:
         plan=campaigns.at("plan_candidates", "candidates/planned/shard-{shard}.parquet"),
+        templates=campaigns.proposed,
         generator=campaigns.at("finetune_generator", "models/dao_g/finetuned/model.safetensors"),
         energy_model=campaigns.at("train_energy_model", "models/dao_p/model.safetensors"),
     output:
@@ -75,11 +102,12 @@ rule generate_candidates:
         generator=subpath(input.generator, parent=True),
         energy_model=subpath(input.energy_model, parent=True),
         work="work/{campaign}/generate_candidates/shard-{shard}",
+        templates=lambda wildcards, input: option("--templates", input.templates),
         settings=campaigns.settings("generate_candidates"),
         code=stage_code_hash("generate_candidates"),
     shell:
         "dao-pipeline generate-candidates --config {params.config:q} --plan {input.plan:q} --shard {wildcards.shard}"
-        " --generator {params.generator:q} --energy-model {params.energy_model:q}"
+        " --generator {params.generator:q} --energy-model {params.energy_model:q} {params.templates}"
         " --out {output:q} --work {params.work:q} > {log:q} 2>&1"
 
 

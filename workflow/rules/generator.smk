@@ -5,6 +5,7 @@ rule pretrain_generator_stage1:
     input:
         train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
         val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
+        pairs=campaigns.stage_input("pair_templates"),
     output:
         weights="results/{campaign}/models/dao_g/stage1/model.safetensors",
         config="results/{campaign}/models/dao_g/stage1/config.json",
@@ -26,11 +27,12 @@ rule pretrain_generator_stage1:
         crysdb=subpath(input.train, parent=True),
         out=subpath(output.weights, parent=True),
         work="work/{campaign}/pretrain_generator_stage1",
+        pairs=lambda wildcards, input: option("--pairs", input.pairs),
         settings=campaigns.settings("pretrain_generator_stage1"),
         code=stage_code_hash("pretrain_generator_stage1"),
     shell:
         "dao-pipeline pretrain-generator --stage 1 --config {params.config:q} --crysdb {params.crysdb:q}"
-        " --out {params.out:q} --work {params.work:q} > {log:q} 2>&1"
+        " --out {params.out:q} --work {params.work:q} {params.pairs} > {log:q} 2>&1"
 
 
 rule pretrain_generator_stage2:
@@ -38,6 +40,7 @@ rule pretrain_generator_stage2:
         val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
         relaxed=campaigns.stage_input("relax_dataset"),
         init=campaigns.at("pretrain_generator_stage1", "models/dao_g/stage1/model.safetensors"),
+        pairs=campaigns.stage_input("pair_templates"),
     output:
         weights="results/{campaign}/models/dao_g/stage2/model.safetensors",
         config="results/{campaign}/models/dao_g/stage2/config.json",
@@ -61,12 +64,13 @@ rule pretrain_generator_stage2:
         init=subpath(input.init, parent=True),
         out=subpath(output.weights, parent=True),
         work="work/{campaign}/pretrain_generator_stage2",
+        pairs=lambda wildcards, input: option("--pairs", input.pairs),
         settings=campaigns.settings("pretrain_generator_stage2"),
         code=stage_code_hash("pretrain_generator_stage2"),
     shell:
         "dao-pipeline pretrain-generator --stage 2 --config {params.config:q} --crysdb {params.crysdb:q}"
         " --relaxed {params.relaxed:q} --init {params.init:q}"
-        " --out {params.out:q} --work {params.work:q} > {log:q} 2>&1"
+        " --out {params.out:q} --work {params.work:q} {params.pairs} > {log:q} 2>&1"
 
 
 rule finetune_generator:
@@ -75,6 +79,7 @@ rule finetune_generator:
         val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
         table=campaigns.finetuning_table,
         init=campaigns.pretrained,
+        pairs=campaigns.stage_input("pair_templates"),
     output:
         weights="results/{campaign}/models/dao_g/finetuned/model.safetensors",
         config="results/{campaign}/models/dao_g/finetuned/config.json",
@@ -97,8 +102,9 @@ rule finetune_generator:
         init=campaigns.init,
         out=subpath(output.weights, parent=True),
         work="work/{campaign}/finetune_generator",
+        pairs=lambda wildcards, input: option("--pairs", input.pairs),
         settings=campaigns.settings("finetune_generator"),
         code=stage_code_hash("finetune_generator"),
     shell:
         "dao-pipeline finetune-generator --config {params.config:q} --crysdb {params.crysdb:q} {params.init}"
-        " --out {params.out:q} --work {params.work:q} > {log:q} 2>&1"
+        " --out {params.out:q} --work {params.work:q} {params.pairs} > {log:q} 2>&1"

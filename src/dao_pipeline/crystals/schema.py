@@ -59,6 +59,22 @@ STAGES: dict[str, Column] = {
     "relax_converged": Column(_flag, "", "forces and stress by DAO-P are below their tolerances"),
     "relax_accepted": Column(_flag, "", "the relaxed crystal replaces the original"),
     "relax_status": Column(_text, "", "accepted, not_selected, or why the original was kept"),
+    # templates
+    "template_id": Column(_text, "", "known crystal whose structure was substituted"),
+    "template_distance": Column(
+        _float, "", "distance to the composition of that crystal, in units of what proposed it"
+    ),
+    "origin": Column(
+        _text,
+        "",
+        "generated, template, template_refined or known (a known crystal of this composition); in plans: "
+        "what is asked for first",
+    ),
+    "structure_type_known": Column(
+        _flag, "", "made from a known structure, or like a candidate that was; null: no template was tried"
+    ),
+    "template_rmse": Column(_float, "(V/n)^(1/3)", "displacement between the atoms of a crystal and its template"),
+    "template_strain": Column(_float, "", "root mean square strain between the cells of the two"),
     # generation
     "target_id": Column(_text, "", "id of the test crystal whose composition was asked for, if any"),
     "composition": Column(_text, "", "composition as asked for"),
@@ -86,8 +102,6 @@ EVALUATION: dict[str, Column] = {
     "order": Column(
         _count, "", "position in the method's own order, from 1; substitution: nearest template first"
     ),
-    "template_id": Column(_text, "", "training crystal whose structure was used (substitution)"),
-    "template_distance": Column(_float, "", "mean difference in Mendeleev number per atom to the template"),
     "place": Column(_count, "", "rank that counts for the method: see rank1_by; duplicates share their group's"),
     "first": Column(_flag, "", "the one candidate that the method would name if only one were allowed"),
     "matched": Column(_flag, "", "StructureMatcher finds it to be the known crystal", True),

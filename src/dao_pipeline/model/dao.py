@@ -51,6 +51,8 @@ class About:
     members: hashes of the weights in members/1, members/2, ... of the directory, models that were trained on from
     this one; std_scale: times the standard deviation of all their energies is that of the error.
     elements: atomic numbers seen in training. history: how it was trained, stage by stage.
+    template_errors: root mean square error of templates in training, of a fractional coordinate and of an entry of
+    the lattice's log metric; None: the model has not learned paths from templates.
     """
 
     kind: str
@@ -64,6 +66,7 @@ class About:
     std_scale: float = 1.0
     elements: list[int] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    template_errors: tuple[float, float] | None = None
 
 
 class DaoModel(nn.Module):
@@ -87,7 +90,7 @@ class DaoModel(nn.Module):
         volumes = torch.as_tensor(element_volumes, dtype=torch.float32).clone()
         schedule: Diffusion | Flow
         if self.process.kind == "flow":
-            schedule = Flow(self.process, prior)
+            schedule = Flow(self.process, prior, about.template_errors)
             noise = Noise(schedule.sigma)
         else:
             schedule = Diffusion(self.process)
@@ -101,6 +104,7 @@ class DaoModel(nn.Module):
             noise=noise if backbone.noise_aware else None,
             lattice_output="symmetric" if self.process.kind == "flow" else None,
             energy_head=about.kind == "dao_p",
+            template_paths=about.template_errors is not None,
         )
         self.schedule = schedule
         self.register_buffer("element_volumes", volumes)

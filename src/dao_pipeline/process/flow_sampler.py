@@ -11,8 +11,8 @@ from torch import Tensor
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.process.flow import Flow, displacement_variance
 from dao_pipeline.process.guidance import Steering
-from dao_pipeline.process.log_metric import metric_cell
-from dao_pipeline.process.sampler import Denoiser, EnergyGradient, Sampled, reverse_times
+from dao_pipeline.process.log_metric import log_metric, metric_cell
+from dao_pipeline.process.sampler import Denoiser, EnergyGradient, Sampled, Start, times_from
 
 Method = Literal["euler", "midpoint"]
 
@@ -36,9 +36,10 @@ def sample(
     guidance: EnergyGradient | None = None,
     guidance_scale: float = 0.0,
     steering: Steering = Steering(),
+    start: Start | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Sampled:
-    """Draw one crystal for each of the layout's B crystals, from pure noise.
+    """Draw one crystal for each of the layout's B crystals, from pure noise or from ``start``.
 
     ``euler`` asks the network once per step. ``midpoint`` asks twice, never at s = 0, and is of second order; it
     needs steps <= T / 2, for there must be a level between two levels. Annealing and guidance are taken from the
@@ -55,15 +56,18 @@ def sample(
         raise ValueError(f"midpoint takes at most {flow.timesteps // 2} steps of {flow.timesteps} levels")
     device = layout.ptr.device
     atoms, crystals = int(layout.ptr[-1]), layout.num_crystals
-    coords = torch.rand((atoms, 3), generator=generator, device=device, dtype=dtype)
-    y = flow.draw_lattice(crystals, generator, dtype)
+    if start is None:
+        coords = torch.rand((atoms, 3), generator=generator, device=device, dtype=dtype)
+        y = flow.draw_lattice(crystals, generator, dtype)
+    else:
+        coords, y = start.frac_coords, log_metric(start.lattice)
 
     def velocity(coords: Tensor, y: Tensor, t: int) -> tuple[Tensor, Tensor]:
         level = torch.full((crystals,), t, device=device, dtype=torch.int64)
         out_f, out_l = denoise(coords % 1.0, metric_cell(y), level)
         return flow.coords_velocity(out_f, layout), flow.lattice_velocity(out_l, y, t / flow.timesteps)
 
-    for t, then in itertools.pairwise(reverse_times(flow.timesteps, steps)):
+    for t, then in itertools.pairwise(times_from(start, flow.timesteps, steps)):
         s, step = t / flow.timesteps, (t - then) / flow.timesteps
         move = min(step * (1 + annealing * (1 - s)), s)
         v_f, v_l = velocity(coords, y, t)

@@ -35,6 +35,17 @@ class Sampled(NamedTuple):
     lattice: Tensor
 
 
+class Start(NamedTuple):
+    """Noisy crystals to start from in place of pure noise.
+
+    frac_coords: (N, 3). lattice: (B, 3, 3), in the unit of the process. t: their noise level, 1 to T.
+    """
+
+    frac_coords: Tensor
+    lattice: Tensor
+    t: int
+
+
 def sample(
     denoise: Denoiser,
     layout: Layout,
@@ -48,9 +59,10 @@ def sample(
     guidance_scale: float = 0.0,
     steering: Steering = Steering(),
     bound: bool = True,
+    start: Start | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Sampled:
-    """Draw one crystal for each of the layout's B crystals, from pure noise.
+    """Draw one crystal for each of the layout's B crystals, from pure noise or from ``start``.
 
     With steps == timesteps, corrector and bound=False this is the published sampler: per level one Langevin
     step on the coordinates and one ancestral step on both. ``guidance`` adds -variance * scale * gradient to
@@ -63,9 +75,12 @@ def sample(
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
-    coords = torch.rand((atoms, 3), generator=generator, device=device, dtype=dtype)
-    lattice = randn(crystals, 3, 3)
-    times = reverse_times(schedule.timesteps, steps)
+    if start is None:
+        coords = torch.rand((atoms, 3), generator=generator, device=device, dtype=dtype)
+        lattice = randn(crystals, 3, 3)
+    else:
+        coords, lattice = start.frac_coords, start.lattice
+    times = times_from(start, schedule.timesteps, steps)
     sigmas, score_norms = schedule.sigma.tolist(), schedule.score_norm.tolist()
     for t, s in itertools.pairwise(times):
         level = torch.full((crystals,), t, device=device, dtype=torch.int64)
@@ -101,6 +116,13 @@ def _bound(lattice: Tensor) -> Tensor:
     """Shrink lattices whose root mean square vector length exceeds the bound; rotations commute with it."""
     size = (lattice.square().sum((1, 2), keepdim=True) / 3).sqrt()
     return lattice * (LARGEST_LATTICE / size).clamp(max=1.0)
+
+
+def times_from(start: Start | None, timesteps: int, steps: int) -> list[int]:
+    """Noise levels from ``start`` down to 0: of ``steps`` from T to 0, its share."""
+    if start is None:
+        return reverse_times(timesteps, steps)
+    return reverse_times(start.t, max(1, steps * start.t // timesteps))
 
 
 def reverse_times(timesteps: int, steps: int) -> list[int]:
