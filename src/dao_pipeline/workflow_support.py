@@ -394,8 +394,8 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
             known = campaign.generate.compositions is None
             files = [f"evaluation/{name}.parquet" for name in ("samples", "targets", "summary")] if known else []
         case "finetune_property":
-            names = (*MODEL_FILES, "rejected.parquet")
-            files = [f"models/property/{name}" for name in names] if campaign.property.enabled else []
+            wanted = campaign.property.enabled
+            files = [f"models/property/{name}" for name in (*MODEL_FILES, "rejected.parquet")] if wanted else []
         case "predict_property":
             files = ["properties/predictions.parquet"] if campaign.property.enabled else []
         case "validate_qe":

@@ -60,10 +60,10 @@ def compare_methods(
         found += _campaign_samples(target, result.dao)
         found += _baseline_samples(target, "random", result.random, result.random_matches, predicted)
         crystals = [made.crystal for made in result.substitutions]
-        substituted = _baseline_samples(target, "substitution", crystals, result.substitution_matches, predicted)
+        known = _baseline_samples(target, "substitution", crystals, result.substitution_matches, predicted)
         found += [
             replace(sample, template_id=made.template_id, template_distance=made.distance)
-            for sample, made in zip(substituted, result.substitutions, strict=True)
+            for sample, made in zip(known, result.substitutions, strict=True)
         ]
     return found
 

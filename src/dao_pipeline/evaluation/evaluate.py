@@ -148,7 +148,7 @@ def target_rows(
     asked: Sequence[Requested],
     known: dict[str, Crystal],
     samples: Sequence[Sample],
-    methods: Sequence[str] = tuple(RANK1_BY),
+    methods: Sequence[str],
 ) -> list[dict[str, Any]]:
     """One row per target and method, for every target, with or without candidates."""
     own: dict[tuple[str, str], list[Sample]] = defaultdict(list)

@@ -269,7 +269,8 @@ class Crysformer(nn.Module):
             return self._features(*atoms, *crystals, layout)
         split = [values.split([len(part.crystal) for part in parts]) for values in atoms]
         split += [values.split([part.num_crystals for part in parts]) for values in crystals]
-        return torch.cat([self._features(*inputs) for inputs in zip(*split, parts, strict=True)])
+        pieces = zip(*split, strict=True)
+        return torch.cat([self._features(*piece, part) for piece, part in zip(pieces, parts, strict=True)])
 
     def _features(
         self,

@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, int]] = {
 """Backbone sizes; ``base`` is the paper's."""
 
 
-def backbone_sizes(backbone: Backbone) -> dict[str, int]:
+def backbone_sizes(backbone: Backbone) -> dict[str, Any]:
     """Sizes of a configured backbone, overrides applied."""
     sizes = dict(PRESETS[backbone.preset])
     for name in sizes:
