@@ -29,7 +29,7 @@ def free(**settings: float) -> Relax:
     return Relax.model_validate({"max_displacement": 99, "max_volume_change": 99, **settings})
 
 
-SETTINGS = free(steps=20, max_step=0.2, max_strain=0.06, force_tolerance=0.06, stress_tolerance=1.5)
+SETTINGS = free(steps=12, max_step=0.2, max_strain=0.06, force_tolerance=0.06, stress_tolerance=1.5)
 
 
 def crystals(count: int = 9, energies: bool = True) -> pa.Table:
@@ -51,7 +51,7 @@ def dao_p() -> DaoModel:
     torch.manual_seed(4)
     about = About(
         kind="dao_p",
-        backbone=Backbone(preset="tiny", layers=2, width=32, heads=2, frequencies=2).model_dump(),
+        backbone=Backbone(preset="tiny", layers=1, width=32, heads=2, frequencies=2).model_dump(),
         process=Process(timesteps=50).model_dump(),
         energy_label="e_above_hull",
         energy_mean=0.2,
