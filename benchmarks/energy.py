@@ -43,7 +43,7 @@ DISTORTIONS = (
 """Root mean square displacement in angstrom, root mean square strain."""
 GAPS = (0.005, 0.02, 0.05, 0.1, np.inf)
 """Edges of the differences of polymorphs, eV/atom."""
-RESAMPLES = 2000
+RESAMPLES = 1000
 BATCH_ATOMS = 1500
 
 
@@ -55,7 +55,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 def interval(statistic: Callable[[np.ndarray], float], count: int) -> str:
     """95 % bootstrap interval of ``statistic`` of row numbers, as text."""
     random = np.random.default_rng(0)
-    values = [statistic(random.integers(0, count, count)) for _ in range(RESAMPLES if count < 5000 else 200)]
+    values = [statistic(random.integers(0, count, count)) for _ in range(RESAMPLES)]
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return f"{low:.3f} to {high:.3f}"
 
@@ -116,8 +116,8 @@ def calibration(models: dict[str, Path], data: dict[str, pa.Table], draws: int =
     """E_t of noisy crystals against their labels.
 
     If E_t = -log E[exp(-y) | noisy crystal], the mean of exp(E_t - y) is 1, over all crystals and over any that
-    are chosen by E_t. ``free energy`` is minus the logarithm of that mean, in eV/atom, over all; ``worst fifth``
-    is the largest of it in size among fifths of the crystals by E_t.
+    are chosen by E_t. ``free energy`` is minus the logarithm of that mean, what would have to be added to E_t,
+    in eV/atom, over all; ``worst fifth`` is the largest of it in size among fifths of the crystals by E_t.
     """
     rows = []
     for name, folder in models.items():
