@@ -112,7 +112,7 @@ def errors(models: dict[str, Path], data: dict[str, pa.Table], train: pa.Table) 
 # Calibration over the noise -----------------------------------------------------------------------------------
 
 
-def calibration(models: dict[str, Path], data: dict[str, pa.Table], draws: int = 3) -> pd.DataFrame:
+def calibration(models: dict[str, Path], data: dict[str, pa.Table], draws: int) -> pd.DataFrame:
     """E_t of noisy crystals against their labels.
 
     If E_t = -log E[exp(-y) | noisy crystal], the mean of exp(E_t - y) is 1, over all crystals and over any that
@@ -170,10 +170,13 @@ def at_level(model: Any, crystals: CrystalDataset, t: int, draw: int) -> tuple[n
 # Distorted crystals -------------------------------------------------------------------------------------------
 
 
-def distortions(models: dict[str, Path], data: dict[str, pa.Table], chgnet: int) -> pd.DataFrame:
+def distortions(
+    models: dict[str, Path], data: dict[str, pa.Table], count: int | None, chgnet: int
+) -> pd.DataFrame:
     """How often the true crystal is below its distorted copy, and what distortion costs, by its size."""
     rows = []
-    for dataset, known in data.items():
+    for dataset, table in data.items():
+        known = table.take(np.random.default_rng(0).permutation(table.num_rows)[:count])
         crystals = list(from_table(known))
         for displacement, strain in DISTORTIONS:
             random = np.random.default_rng(7)
@@ -333,6 +336,8 @@ def main() -> None:
     parser.add_argument("--data", action="append", required=True, metavar="NAME=TABLE", help="held-out crystals")
     parser.add_argument("--train", type=Path, required=True, help="training crystals, for the trivial predictors")
     parser.add_argument("--siblings", type=Path, help="crystals with the polymorphs of the held-out ones")
+    parser.add_argument("--draws", type=int, default=3, help="of noise for each crystal, for the calibration")
+    parser.add_argument("--distorted", type=int, help="crystals of each table that are distorted; default: all")
     parser.add_argument("--chgnet", type=int, default=0, help="distorted crystals of each kind that CHGNet labels")
     parser.add_argument("--only", nargs="*", help="errors, calibration, distortions, siblings, uncertainty")
     parser.add_argument("--out", type=Path, required=True)
@@ -342,8 +347,8 @@ def main() -> None:
     data, train = {name: read_table(path) for name, path in files.items()}, read_table(args.train)
     tables: dict[str, Callable[[], dict[str, pd.DataFrame]]] = {
         "errors": lambda: {"errors": errors(models, data, train)},
-        "calibration": lambda: {"calibration": calibration(models, data)},
-        "distortions": lambda: {"distortions": distortions(models, data, args.chgnet)},
+        "calibration": lambda: {"calibration": calibration(models, data, args.draws)},
+        "distortions": lambda: {"distortions": distortions(models, data, args.distorted, args.chgnet)},
         "siblings": lambda: (
             {"siblings": siblings(models, data, read_table(args.siblings))} if args.siblings else {}
         ),
