@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -63,7 +62,7 @@ def test_an_exact_free_energy_is_calibrated(monkeypatch: pytest.MonkeyPatch) -> 
     def energy(numbers: Any, coords: Any, lattice: torch.Tensor, t: Any, layout: Any) -> torch.Tensor:
         return torch.full((len(lattice),), free)
 
-    monkeypatch.setattr(model, "crysformer", SimpleNamespace(energy=energy))
+    monkeypatch.setattr(model.crysformer, "energy", energy)
     monkeypatch.setattr(bench, "load_energy_model", lambda folder: model)
     found = bench.calibration({"m": Path("m")}, {"d": table}, draws=1)
     np.testing.assert_allclose(found["free energy"], 0, atol=1e-6)
