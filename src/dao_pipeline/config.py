@@ -451,10 +451,10 @@ class EnergyModel(Section):
         "blinder to high energies; squared: the mean energy, inexact",
     )
     energy_weight: float = Field(
-        1.0, gt=0, description="of the energy's loss beside the two of denoising (paper: 1)"
+        3.0, gt=0, description="of the energy's loss beside the two of denoising (paper: 1)"
     )
     clean_fraction: float = Field(
-        0.25, ge=0, le=1, description="share of crystals shown without noise, t = 0 (paper: 0)"
+        0.5, ge=0, le=1, description="share of crystals shown without noise, t = 0 (paper: 0)"
     )
     precursors: Literal["clean", "noisy"] = Field(
         "clean",
