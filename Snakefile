@@ -34,6 +34,7 @@ rule all:
     input:
         campaigns.stage("report"),
         campaigns.stage("predict_property"),
+        campaigns.stage("ablate"),
 
 
 include: "workflow/rules/data.smk"

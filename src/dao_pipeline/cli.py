@@ -184,7 +184,7 @@ def finetune_generator(
     crysdb: CrysdbDir,
     out: OutDir,
     work: WorkDir,
-    init: Annotated[Path, typer.Option(help="pretrained model directory")],
+    init: Annotated[Path | None, typer.Option(help="pretrained model directory; default: random weights")] = None,
     pairs: PairsFile = None,
 ) -> None:
     """Fine-tune DAO-G on stable crystals, or on the table named in the campaign."""
@@ -264,6 +264,28 @@ def evaluate(
     from dao_pipeline.evaluation.evaluate import evaluate as run
 
     run(_campaign(config), screened, crysdb, energy_model, out)
+
+
+@command
+def ablate(
+    config: ConfigFile,
+    variant: Annotated[
+        list[str],
+        typer.Option(help="NAME=EVALUATION=GENERATOR, with the folders of both; the first is the reference"),
+    ],
+    out: OutDir,
+) -> None:
+    """Compare the variants of a campaign: match rates and RMSE on the same known crystals, as table.md."""
+    from dao_pipeline.evaluation.ablation import Variant
+    from dao_pipeline.evaluation.ablation import ablate as run
+
+    variants = {}
+    for text in variant:
+        parts = text.split("=")
+        if len(parts) != 3:
+            raise UserError(f"--variant {text}: expected NAME=EVALUATION=GENERATOR.")
+        variants[parts[0]] = Variant(Path(parts[1]), Path(parts[2]))
+    run(_campaign(config), variants, out)
 
 
 @command
@@ -378,6 +400,45 @@ def import_checkpoint(
     for line in run(source, out, kind):  # type: ignore[arg-type]  # checked above
         typer.echo(line)
     typer.echo(f"wrote {out}")
+
+
+@command
+def perturb_crystals(
+    crystals: Annotated[Path, typer.Option(help="table of relaxed crystals with labels")],
+    out: OutFile,
+    work: WorkDir,
+    copies: Annotated[int, typer.Option(min=1, help="of each crystal")] = 2,
+    displacement: Annotated[
+        tuple[float, float],
+        typer.Option(min=1e-4, help="smallest and largest root mean square displacement, angstrom"),
+    ] = (0.02, 0.3),
+    strain: Annotated[float, typer.Option(min=0, max=0.3, help="largest root mean square strain")] = 0.06,
+    min_distance: Annotated[
+        float, typer.Option(min=0, help="angstrom; copies with closer atoms are left out")
+    ] = 0.7,
+    max_rise: Annotated[float, typer.Option(min=0, help="eV/atom; copies that cost more are left out")] = 1.0,
+    max_atoms: Annotated[int, typer.Option(min=1, help="larger cells are left out")] = 12,
+    limit: Annotated[int | None, typer.Option(min=1, help="crystals at most, drawn at random")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+) -> None:
+    """Distort crystals and label them with what that costs by CHGNet: a further source of crystals for DAO-P."""
+    from dao_pipeline.sources.perturbed import Perturbation
+    from dao_pipeline.sources.perturbed import perturb_crystals as run
+
+    if displacement[0] > displacement[1]:
+        raise UserError(f"--displacement {displacement[0]} {displacement[1]}: give the smaller one first.")
+    settings = Perturbation(
+        copies=copies,
+        displacement=displacement,
+        strain=strain,
+        min_distance=min_distance,
+        max_rise=max_rise,
+        max_atoms=max_atoms,
+        limit=limit,
+        seed=seed,
+    )
+    run(crystals, out, work, settings, workers)
 
 
 @command

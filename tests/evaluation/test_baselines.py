@@ -5,17 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dao_pipeline.config import Matcher
-from dao_pipeline.crystals.crystal import Crystal, reduced_formula, to_table
+from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, COVALENT_RADIUS, MENDELEEV
 from dao_pipeline.crystals.flat import flatten
 from dao_pipeline.crystals.geometry import cell_parameters, shortest_distances, volumes
 from dao_pipeline.evaluation.baselines import random_crystals, random_lattice
-from dao_pipeline.evaluation.templates import Template, Templates, slots, substitute, substituted
+from dao_pipeline.evaluation.substitution import plain_index, substitutions
 from tests.make import crystal
 
 VOLUMES = 10.0 + np.arange(101)
-STRICT = Matcher(ltol=0.2, stol=0.3, angle_tol=5)
 
 
 def numbers(*symbols: str) -> np.ndarray:
@@ -25,6 +23,10 @@ def numbers(*symbols: str) -> np.ndarray:
 def cubic(name: str, a: str, b: str, edge: float = 4.0, **extra: float) -> Crystal:
     """Caesium chloride type."""
     return crystal(name, [a, b], [[0, 0, 0], [0.5, 0.5, 0.5]], edge, **extra)
+
+
+def rock_salt(name: str, a: str, b: str, **extra: float) -> Crystal:
+    return crystal(name, [a, b], [[0, 0, 0], [0.5, 0.5, 0.5]], 3.5 * (1 - np.eye(3)), **extra)
 
 
 def perovskite(name: str, a: str, b: str, x: str) -> Crystal:
@@ -65,69 +67,35 @@ def test_crowded_cells_still_get_their_atoms() -> None:
     assert COVALENT_RADIUS[55] > 2
 
 
-def test_slots_pair_elements_of_equal_count_by_mendeleev_number() -> None:
-    pattern, elements = slots(numbers("O", "O", "O", "Ti", "Sr"))
-    assert pattern == (1, 1, 3)
-    assert elements.tolist() == numbers("Sr", "Ti", "O").tolist()
-    assert MENDELEEV[38] < MENDELEEV[22] < MENDELEEV[8]
-
-
-def test_sorted_pairing_is_the_best_assignment() -> None:
-    from itertools import permutations
-
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        a, b = (rng.choice(np.arange(1, 90), 4, replace=False) for _ in range(2))
-        best = min(
-            sum(abs(MENDELEEV[x] - MENDELEEV[y]) for x, y in zip(a, p, strict=True)) for p in permutations(b)
-        )
-        pairs = zip(slots(a)[1], slots(b)[1], strict=True)
-        assert sum(abs(MENDELEEV[x] - MENDELEEV[y]) for x, y in pairs) == best
-
-
-def test_nearest_template_has_the_pattern_and_similar_elements() -> None:
+def test_the_nearest_template_by_mendeleev_number_is_first() -> None:
     table = to_table(
         [
             cubic("far", "Fe", "Al"),
             cubic("near", "K", "Br"),
             cubic("same", "Na", "Cl"),
-            crystal("double", ["K", "K", "Cl", "Cl"], np.eye(4)[:, :3] * 0.5, 6.0),
-            perovskite("other", "Ba", "Ti", "O"),
+            rock_salt("other type", "Rb", "I"),
+            perovskite("other pattern", "Ba", "Ti", "O"),
         ]
     )
-    templates = Templates.build(table, VOLUMES)
-    found = templates.nearest(numbers("Cl", "Na"), 10)
-    assert [t.crystal.id for t in found] == ["near", "far"]
-    assert found[0].replacement == {19: 11, 35: 17}
-    assert found[0].distance == pytest.approx(
+    target = cubic("t", "Cl", "Na")
+    (made,) = substitutions(plain_index(table), [target], 10)
+    assert [m.template_id for m in made] == ["near", "other type"]
+    assert made[0].distance == pytest.approx(
         (abs(MENDELEEV[19] - MENDELEEV[11]) + abs(MENDELEEV[35] - MENDELEEV[17])) / 2
     )
-    assert [t.crystal.id for t in templates.nearest(numbers("Na", "Cl"), 1)] == ["near"]
-    assert templates.nearest(numbers("H"), 5) == []
+    assert {m.crystal.formula for m in made} == {target.formula}
+    assert [m.crystal.id for m in made] == ["substitution:t:0", "substitution:t:1"]
+    assert substitutions(plain_index(table), [crystal("h", ["H"], [[0, 0, 0]], 3.0)], 5) == [[]]
 
 
-def test_of_equally_near_templates_the_stable_one_is_first() -> None:
-    table = to_table([cubic("a", "K", "Br", e_above_hull=0.2), cubic("b", "K", "Br", e_above_hull=0.0)])
-    found = Templates.build(table, VOLUMES).nearest(numbers("Na", "Cl"), 5)
-    assert [t.crystal.id for t in found] == ["b", "a"]
+def test_many_templates_of_one_type_do_not_outvote_the_nearest() -> None:
+    many = [cubic(f"many {i}", x, "I") for i, x in enumerate(("Li", "K", "Rb", "Cs"))]
+    table = to_table([*many, rock_salt("near", "Na", "Br")])
+    (made,) = substitutions(plain_index(table), [cubic("t", "Na", "Cl")], 2)
+    assert made[0].template_id == "near"
 
 
-def test_substitution_swaps_elements_and_scales_the_volume() -> None:
-    made = substituted(Template(cubic("x", "K", "Br"), {19: 11, 35: 17}, 1.0), "new", VOLUMES)
-    assert made.atomic_numbers.tolist() == [11, 17]
-    assert made.volume == pytest.approx(64.0 * (VOLUMES[11] + VOLUMES[17]) / (VOLUMES[19] + VOLUMES[35]))
-    assert np.array_equal(made.frac_coords, [[0, 0, 0], [0.5, 0.5, 0.5]])
-
-
-def test_substitutions_are_different_crystals_of_the_target_composition() -> None:
-    rocksalt = crystal("rs", ["Rb", "I"], [[0, 0, 0], [0.5, 0.5, 0.5]], 3.5 * (1 - np.eye(3)))
-    table = to_table([cubic("a", "K", "Br"), cubic("b", "K", "F", 3.0), rocksalt, cubic("d", "Cs", "I")])
-    templates = Templates.build(table, VOLUMES)
-    wanted = numbers("Na", "Cl")
-    made = substitute("t", templates.nearest(wanted, 10), VOLUMES, 5, STRICT, 0.1)
-    assert len(made) == 2  # all caesium chloride types become the same crystal
-    assert {m.crystal.formula for m in made} == {reduced_formula(wanted)}
-    assert [m.distance for m in made] == sorted(m.distance for m in made)
-    assert made[0].template_id in {"a", "b"}
-    assert made[1].template_id == "rs"
-    assert len(substitute("t", templates.nearest(wanted, 10), VOLUMES, 1, STRICT, 0.1)) == 1
+def test_of_equally_near_templates_the_stable_one_is_taken() -> None:
+    table = to_table([rock_salt("a", "K", "Br", e_above_hull=0.2), cubic("b", "K", "Br", e_above_hull=0.0)])
+    (made,) = substitutions(plain_index(table), [cubic("t", "Na", "Cl")], 5)
+    assert [m.template_id for m in made] == ["b", "a"]

@@ -16,12 +16,11 @@ import pytest
 from dao_pipeline.config import Backbone, Campaign, Process
 from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.table import read_about, read_table, write_table
-from dao_pipeline.crystals.volume import fit_element_volumes
 from dao_pipeline.errors import UserError
 from dao_pipeline.evaluation.compare import Target, compare_methods
 from dao_pipeline.evaluation.evaluate import evaluate
 from dao_pipeline.evaluation.metrics import summarise, target_result
-from dao_pipeline.evaluation.templates import Templates
+from dao_pipeline.evaluation.substitution import plain_index
 from dao_pipeline.model.dao import About, DaoModel, save_model
 from tests.make import crystal, shared_data
 
@@ -232,7 +231,7 @@ def real(file: str, rows: slice) -> list[Crystal]:
 def test_substitution_beats_random_on_real_crystals(model: Path) -> None:
     known = [c for c in real("mp20/val.parquet", slice(0, 60)) if c.num_atoms <= 12][:30]
     train = to_table(real("mp20/train_part.parquet", slice(0, 3420)))
-    templates = Templates.build(train, fit_element_volumes(train))
+    templates = plain_index(train)
     targets = [Target(c.formula, c, []) for c in known]
     samples = compare_methods(campaign(samples=4), targets, templates, model)
     assert all(s.formula == s.composition for s in samples)

@@ -3,8 +3,8 @@
 
 rule plan_candidates:
     input:
-        train="results/{campaign}/crysdb/train.parquet",
-        test="results/{campaign}/crysdb/test.parquet",
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        test=campaigns.at("build_crysdb", "crysdb/test.parquet"),
     output:
         "results/{campaign}/candidates/plan.parquet",
     log:
@@ -30,8 +30,8 @@ rule plan_candidates:
 # the plan, which is written anew only if what `shard` says changes.
 rule plan_shard:
     input:
-        train="results/{campaign}/crysdb/train.parquet",
-        test="results/{campaign}/crysdb/test.parquet",
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        test=campaigns.at("build_crysdb", "crysdb/test.parquet"),
     output:
         "results/{campaign}/candidates/planned/shard-{shard}.parquet",
     log:
@@ -79,10 +79,10 @@ rule propose_templates:
 
 rule generate_candidates:
     input:
-        plan="results/{campaign}/candidates/planned/shard-{shard}.parquet",
+        plan=campaigns.at("plan_candidates", "candidates/planned/shard-{shard}.parquet"),
         templates=campaigns.proposed,
-        generator="results/{campaign}/models/dao_g/finetuned/model.safetensors",
-        energy_model="results/{campaign}/models/dao_p/model.safetensors",
+        generator=campaigns.at("finetune_generator", "models/dao_g/finetuned/model.safetensors"),
+        energy_model=campaigns.at("train_energy_model", "models/dao_p/model.safetensors"),
     output:
         "results/{campaign}/candidates/generated/shard-{shard}.parquet",
     log:
@@ -113,11 +113,11 @@ rule generate_candidates:
 
 rule screen_candidates:
     input:
-        plan="results/{campaign}/candidates/plan.parquet",
+        plan=campaigns.at("plan_candidates", "candidates/plan.parquet"),
         generated=campaigns.stage_input("generate_candidates"),
-        train="results/{campaign}/crysdb/train.parquet",
-        val="results/{campaign}/crysdb/val.parquet",
-        energy_model="results/{campaign}/models/dao_p/model.safetensors",
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
+        energy_model=campaigns.at("train_energy_model", "models/dao_p/model.safetensors"),
     output:
         screened="results/{campaign}/candidates/screened.parquet",
         cifs="results/{campaign}/candidates/top.zip",
@@ -133,7 +133,7 @@ rule screen_candidates:
         runtime=campaigns.runtime("cpu"),
     params:
         config="results/{campaign}/config.yaml",
-        generated="results/{campaign}/candidates/generated",
+        generated=campaigns.at("generate_candidates", "candidates/generated"),
         crysdb=subpath(input.train, parent=True),
         energy_model=subpath(input.energy_model, parent=True),
         settings=campaigns.settings("screen_candidates"),

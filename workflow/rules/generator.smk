@@ -3,8 +3,8 @@
 
 rule pretrain_generator_stage1:
     input:
-        train="results/{campaign}/crysdb/train.parquet",
-        val="results/{campaign}/crysdb/val.parquet",
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
         pairs=campaigns.stage_input("pair_templates"),
     output:
         weights="results/{campaign}/models/dao_g/stage1/model.safetensors",
@@ -37,9 +37,9 @@ rule pretrain_generator_stage1:
 
 rule pretrain_generator_stage2:
     input:
-        val="results/{campaign}/crysdb/val.parquet",
+        val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
         relaxed=campaigns.stage_input("relax_dataset"),
-        init="results/{campaign}/models/dao_g/stage1/model.safetensors",
+        init=campaigns.at("pretrain_generator_stage1", "models/dao_g/stage1/model.safetensors"),
         pairs=campaigns.stage_input("pair_templates"),
     output:
         weights="results/{campaign}/models/dao_g/stage2/model.safetensors",
@@ -60,7 +60,7 @@ rule pretrain_generator_stage2:
     params:
         config="results/{campaign}/config.yaml",
         crysdb=subpath(input.val, parent=True),
-        relaxed="results/{campaign}/relaxed",
+        relaxed=campaigns.at("relax_dataset", "relaxed"),
         init=subpath(input.init, parent=True),
         out=subpath(output.weights, parent=True),
         work="work/{campaign}/pretrain_generator_stage2",
@@ -75,8 +75,8 @@ rule pretrain_generator_stage2:
 
 rule finetune_generator:
     input:
-        train="results/{campaign}/crysdb/train.parquet",
-        val="results/{campaign}/crysdb/val.parquet",
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
         table=campaigns.finetuning_table,
         init=campaigns.pretrained,
         pairs=campaigns.stage_input("pair_templates"),
@@ -99,12 +99,12 @@ rule finetune_generator:
     params:
         config="results/{campaign}/config.yaml",
         crysdb=subpath(input.train, parent=True),
-        init=subpath(input.init, parent=True),
+        init=campaigns.init,
         out=subpath(output.weights, parent=True),
         work="work/{campaign}/finetune_generator",
         pairs=lambda wildcards, input: option("--pairs", input.pairs),
         settings=campaigns.settings("finetune_generator"),
         code=stage_code_hash("finetune_generator"),
     shell:
-        "dao-pipeline finetune-generator --config {params.config:q} --crysdb {params.crysdb:q} --init {params.init:q}"
+        "dao-pipeline finetune-generator --config {params.config:q} --crysdb {params.crysdb:q} {params.init}"
         " --out {params.out:q} --work {params.work:q} {params.pairs} > {log:q} 2>&1"

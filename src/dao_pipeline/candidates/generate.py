@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from dao_pipeline.model.dao import DaoModel, load_model
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.process import flow_sampler, sampler
 from dao_pipeline.process.flow import Flow
+from dao_pipeline.process.guidance import Steering, choose
 from dao_pipeline.progress import Reporter
 from dao_pipeline.seeds import stage_seed
 
@@ -144,47 +146,78 @@ def require_same_process(generator: DaoModel, generator_at: Path, energy_model: 
 def generate_rows(
     rows: pa.Table, generator: DaoModel, energy_model: DaoModel | None, settings: Generate, seed: int
 ) -> pa.Table:
-    """Sample one crystal per row of a plan, all in one batch."""
+    """Sample one crystal per row of a plan, all in one batch.
+
+    With ``guidance.draws`` several are drawn for each row, one after another, and one of them is kept
+    (``choose``). The first is what a run with a single draw would give.
+    """
     device = next(generator.parameters()).device
     numbers = torch.as_tensor(list_values(rows["atomic_numbers"]).astype(np.int64), device=device)
     counts = torch.as_tensor(rows["num_atoms"].to_numpy().astype(np.int64), device=device)
-    ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    layout = Layout.from_ptr(ptr)
+    layout = Layout.from_ptr(torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
     with torch.no_grad():
         edge = generator.edge(numbers, layout)
+        draw = partial(_draw, generator, energy_model, settings, numbers, edge, layout)
+        coords, lattice = draw(seed)
+        scale, guidance = settings.guidance_scale, settings.guidance
+        if energy_model is not None and scale > 0 and guidance.draws > 1:
+            drawn = [(coords, lattice)]
+            drawn += [draw(stage_seed(seed, f"draw:{number}")) for number in range(1, guidance.draws)]
+            clean = counts.new_zeros(len(counts))
+            energies = [energy_model.energy(numbers, f, cell, clean, layout) for f, cell in drawn]
+            random = torch.Generator(device).manual_seed(stage_seed(seed, "choice"))
+            standardised = torch.stack(energies) / energy_model.about.energy_std
+            kept = choose(standardised, scale * guidance.draws_weight, random)
+            coords = torch.stack([f for f, _ in drawn])[kept[layout.crystal], torch.arange(len(numbers))]
+            lattice = torch.stack([cell for _, cell in drawn])[kept, torch.arange(len(counts))]
+    return as_candidates(rows, coords.double().cpu().numpy(), lattice.double().cpu().numpy(), settings)
 
-        def denoise(coords: Tensor, lattice: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            out = generator.crysformer(numbers, coords, lattice, ptr, t, layout)
-            return out.coords, out.lattice
 
-        how = settings.sampling(generator.process)
-        random = torch.Generator(device).manual_seed(seed)
-        guidance = guidance_gradient(energy_model, numbers, edge, layout) if energy_model else None
-        if isinstance(generator.schedule, Flow):
-            sampled = flow_sampler.sample(
-                denoise,
-                layout,
-                generator.schedule,
-                steps=how.steps,
-                generator=random,
-                method="midpoint" if how.method == "midpoint" else "euler",
-                annealing=how.annealing or 0.0,
-                guidance=guidance,
-                guidance_scale=settings.guidance_scale,
-            )
-        else:
-            sampled = sampler.sample(
-                denoise,
-                layout,
-                generator.schedule,
-                steps=how.steps,
-                generator=random,
-                corrector=how.method == "predictor-corrector",
-                step_size=settings.step_size,
-                guidance=guidance,
-                guidance_scale=settings.guidance_scale,
-                bound=generator.process.lattice_scale != "none",  # it is in units of the expected edge
-            )
-    coords = sampled.frac_coords.double().cpu().numpy()
-    lattice = (sampled.lattice * edge).double().cpu().numpy()
-    return as_candidates(rows, coords, lattice, settings)
+def _draw(
+    generator: DaoModel,
+    energy_model: DaoModel | None,
+    settings: Generate,
+    numbers: Tensor,
+    edge: Tensor,
+    layout: Layout,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Fractional coordinates (N, 3) and lattices (B, 3, 3) in angstrom of one crystal for each of the batch."""
+
+    def denoise(coords: Tensor, lattice: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        out = generator.crysformer(numbers, coords, lattice, layout.ptr, t, layout)
+        return out.coords, out.lattice
+
+    how = settings.sampling(generator.process)
+    random = torch.Generator(numbers.device).manual_seed(seed)
+    guidance = guidance_gradient(energy_model, numbers, edge, layout) if energy_model else None
+    shape = settings.guidance
+    steering = Steering(shape.coords, shape.lattice, shape.start, shape.stop, shape.clip)
+    if isinstance(generator.schedule, Flow):
+        sampled = flow_sampler.sample(
+            denoise,
+            layout,
+            generator.schedule,
+            steps=how.steps,
+            generator=random,
+            method="midpoint" if how.method == "midpoint" else "euler",
+            annealing=how.annealing or 0.0,
+            guidance=guidance,
+            guidance_scale=settings.guidance_scale,
+            steering=steering,
+        )
+    else:
+        sampled = sampler.sample(
+            denoise,
+            layout,
+            generator.schedule,
+            steps=how.steps,
+            generator=random,
+            corrector=how.method == "predictor-corrector",
+            step_size=settings.step_size,
+            guidance=guidance,
+            guidance_scale=settings.guidance_scale,
+            steering=steering,
+            bound=generator.process.lattice_scale != "none",  # it is in units of the expected edge
+        )
+    return sampled.frac_coords, sampled.lattice * edge

@@ -39,12 +39,14 @@ def screen_candidates(
 
     Raises UserError where the shards in ``generated`` are not exactly the plan.
     """
-    from dao_pipeline.energy.predict import predict_energies
+    from dao_pipeline.energy.predict import predict_with_std
 
     table = gather_shards(read_table(plan), generated)
-    energies = predict_energies(energy_model, table, batch_atoms=campaign.generate.batch_atoms)
+    energies, std = predict_with_std(energy_model, table, batch_atoms=campaign.generate.batch_atoms)
     table = check_geometry(table, campaign.screen)
     table = set_column(table, "energy_pred", [float(e) if isfinite(e) else None for e in energies])
+    if std is not None:
+        table = set_column(table, "energy_std_pred", [float(s) if isfinite(s) else None for s in std])
     references = read_references(crysdb, set(table["formula"].to_pylist()))
     table = compare(table, references, campaign.screen, campaign.compute.cpu.threads)
     table = set_column(table, "structure_type_known", known_types(table))

@@ -20,8 +20,9 @@ class CrystalDataset(InMemoryDataset):
     """All crystals of a table as one flat ``Data`` with slices.
 
     Per atom: ``atomic_numbers`` (N,) int64, ``frac_coords`` (N, 3). Per crystal: ``lattice`` (1, 3, 3) in
-    angstrom and, if a label is asked for, ``energy`` (1,) in eV/atom. ``dataset[i]`` is one crystal;
-    ``select`` gathers any crystals into one flat batch with ``ptr``.
+    angstrom and, if a label is asked for, ``energy`` (1,) in eV/atom and ``precursor`` (1,), whether the crystal
+    is the unrelaxed precursor of another one. ``dataset[i]`` is one crystal; ``select`` gathers any crystals into
+    one flat batch with ``ptr``.
 
     templates: rows of the pair table (``templates.pairs``), by ``id`` of the crystal; then there are also
     ``template_coords``, ``template_lattice`` and ``paired`` (1,) bool. One without a row is its own template.
@@ -47,7 +48,10 @@ class CrystalDataset(InMemoryDataset):
         if label is not None:
             energy = np.asarray(table[label].to_numpy(zero_copy_only=False), dtype=np.float64)
             data.energy = torch.from_numpy(energy.copy()).to(dtype)
-            slices["energy"] = row_slices
+            data.precursor = torch.zeros(rows, dtype=torch.bool)
+            if "precursor_of" in table.column_names:
+                data.precursor |= torch.from_numpy(table["precursor_of"].is_valid().to_numpy())
+            slices |= {"energy": row_slices, "precursor": row_slices}
         if templates is not None:
             pairs = paired_rows(table, templates)
             coords, cells = data.frac_coords.clone(), data.lattice.clone()
@@ -67,7 +71,7 @@ class CrystalDataset(InMemoryDataset):
         """The named crystals as one flat batch, in the order given.
 
         Returns ``Data`` with ``atomic_numbers`` (N,), ``frac_coords`` (N, 3), ``lattice`` (B, 3, 3), ``ptr``
-        (B + 1,) and, where the dataset has labels, ``energy`` (B,).
+        (B + 1,) and, where the dataset has labels, ``energy`` and ``precursor`` (B,).
         """
         storage = self._data
         chosen = torch.as_tensor(indices, dtype=torch.int64)
@@ -84,7 +88,7 @@ class CrystalDataset(InMemoryDataset):
             num_nodes=len(atoms),
         )
         if "energy" in storage:
-            batch.energy = storage.energy[chosen]
+            batch.energy, batch.precursor = storage.energy[chosen], storage.precursor[chosen]
         if "paired" in storage:
             batch.template_coords = storage.template_coords[atoms]
             batch.template_lattice = storage.template_lattice[chosen]

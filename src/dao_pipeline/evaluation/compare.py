@@ -18,8 +18,9 @@ from dao_pipeline.crystals.schema import COLUMNS
 from dao_pipeline.evaluation.baselines import random_crystals
 from dao_pipeline.evaluation.matching import Match, match_target
 from dao_pipeline.evaluation.metrics import RANK1_BY, Sample, ranks_by_energy
-from dao_pipeline.evaluation.templates import MAX_TRIED, Substitution, Template, Templates, substitute
+from dao_pipeline.evaluation.substitution import Substitution, substitutions
 from dao_pipeline.parallel import parallel_map
+from dao_pipeline.templates.index import TemplateIndex
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,22 @@ class Target:
 
 
 def compare_methods(
-    campaign: Campaign, targets: Sequence[Target], templates: Templates, energy_model: Path
+    campaign: Campaign, targets: Sequence[Target], templates: TemplateIndex, energy_model: Path
 ) -> list[Sample]:
     """Every candidate of every method for every target, compared with the known crystal and ranked."""
-    samples = campaign.generate.samples
+    samples = campaign.generate.samples if campaign.evaluate.baselines else 0
+    substituted = substitutions(templates, [target.known for target in targets], samples)
     tasks = [
         Task(
             known=target.known,
             dao=[row["crystal"] for row in target.candidates if row["crystal"] is not None],
-            templates=templates.nearest(target.known.atomic_numbers, MAX_TRIED * samples),
-            element_volumes=templates.element_volumes,
+            substitutions=made,
+            element_volumes=templates.volume.elements,
             samples=samples,
             seed=campaign.seed,
             matcher=campaign.evaluate.matcher,
-            duplicates=campaign.screen.matcher,
-            symprec=campaign.screen.symprec,
         )
-        for target in targets
+        for target, made in zip(targets, substituted, strict=True)
     ]
     compared = parallel_map(compare_target, tasks, campaign.compute.cpu.threads)
     predicted = _predicted(campaign, energy_model, compared)
@@ -60,10 +60,10 @@ def compare_methods(
         found += _campaign_samples(target, result.dao)
         found += _baseline_samples(target, "random", result.random, result.random_matches, predicted)
         crystals = [made.crystal for made in result.substitutions]
-        substituted = _baseline_samples(target, "substitution", crystals, result.substitution_matches, predicted)
+        known = _baseline_samples(target, "substitution", crystals, result.substitution_matches, predicted)
         found += [
             replace(sample, template_id=made.template_id, template_distance=made.distance)
-            for sample, made in zip(substituted, result.substitutions, strict=True)
+            for sample, made in zip(known, result.substitutions, strict=True)
         ]
     return found
 
@@ -74,13 +74,11 @@ class Task:
 
     known: Crystal
     dao: list[Crystal]
-    templates: list[Template]
+    substitutions: list[Substitution]
     element_volumes: np.ndarray
     samples: int
     seed: int
     matcher: Matcher
-    duplicates: Matcher
-    symprec: float
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,6 @@ def compare_target(task: Task) -> Compared:
     """Make the baselines' crystals for one target and compare all candidates with the known crystal."""
     target = task.known
     random = random_crystals(target.id, target.atomic_numbers, task.element_volumes, task.samples, task.seed)
-    made = substitute(target.id, task.templates, task.element_volumes, task.samples, task.duplicates, task.symprec)
 
     def matches(crystals: list[Crystal]) -> list[Match]:
         return match_target(target, crystals, task.matcher)
@@ -107,8 +104,8 @@ def compare_target(task: Task) -> Compared:
         dao=matches(task.dao),
         random=random,
         random_matches=matches(random),
-        substitutions=made,
-        substitution_matches=matches([s.crystal for s in made]),
+        substitutions=task.substitutions,
+        substitution_matches=matches([s.crystal for s in task.substitutions]),
     )
 
 

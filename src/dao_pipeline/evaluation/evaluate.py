@@ -23,11 +23,11 @@ from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.held_out import require_held_out, training_of
 from dao_pipeline.crystals.schema import COLUMNS, EVALUATION
 from dao_pipeline.crystals.table import provenance, read_about, read_table, table_files, write_table
-from dao_pipeline.crystals.volume import fit_element_volumes
 from dao_pipeline.errors import UserError
 from dao_pipeline.evaluation.compare import Target, compare_methods
-from dao_pipeline.evaluation.metrics import RANK1_BY, Sample, methods_of, summarise, target_result
-from dao_pipeline.evaluation.templates import Templates
+from dao_pipeline.evaluation.metrics import Sample, methods_of, summarise, target_result
+from dao_pipeline.evaluation.substitution import plain_index
+from dao_pipeline.templates.index import TemplateIndex
 
 TARGETS_AT_ONCE = 200
 """Targets whose baselines are in memory at the same time."""
@@ -73,8 +73,8 @@ def evaluate(campaign: Campaign, screened: Path, crysdb: Path, energy_model: Pat
     for start in range(0, len(targets), TARGETS_AT_ONCE):
         piece = targets[start : start + TARGETS_AT_ONCE]
         samples += compare_methods(campaign, piece, templates, energy_model)
-    methods = methods_of(samples)
-    results = [row for row in target_rows(asked, known, samples) if row["method"] in methods]
+    methods = methods_of(samples, campaign.evaluate.baselines)
+    results = target_rows(asked, known, samples, methods)
     summary = summarise(results, campaign.generate.samples, campaign.evaluate.bootstrap, campaign.seed)
     about = provenance(
         "evaluate",
@@ -136,16 +136,19 @@ def _present_columns(path: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if name in present]
 
 
-def read_templates(train: Path) -> Templates:
-    """The relaxed training crystals as templates, with the volumes of the elements in them."""
+def read_templates(train: Path) -> TemplateIndex:
+    """The relaxed training crystals as templates."""
     table = read_table(train)
     if "precursor_of" in table.column_names:
         table = table.filter(pc.is_null(table["precursor_of"]))
-    return Templates.build(table, fit_element_volumes(table))
+    return plain_index(table)
 
 
 def target_rows(
-    asked: Sequence[Requested], known: dict[str, Crystal], samples: Sequence[Sample]
+    asked: Sequence[Requested],
+    known: dict[str, Crystal],
+    samples: Sequence[Sample],
+    methods: Sequence[str],
 ) -> list[dict[str, Any]]:
     """One row per target and method, for every target, with or without candidates."""
     own: dict[tuple[str, str], list[Sample]] = defaultdict(list)
@@ -161,5 +164,5 @@ def target_rows(
             **target_result(method, own[str(target.target_id), method]),
         }
         for target in asked
-        for method in RANK1_BY
+        for method in methods
     ]

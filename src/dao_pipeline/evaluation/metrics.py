@@ -47,12 +47,13 @@ class Sample:
     template_distance: float | None = None
 
 
-def methods_of(samples: Sequence[Sample]) -> list[str]:
+def methods_of(samples: Sequence[Sample], baselines: bool = True) -> list[str]:
     """Methods of the tables: ``combined`` only where there are candidates from templates, and then ``dao`` only
-    if there are others."""
+    if there are others; without ``baselines`` no more than these two."""
     present = {sample.method for sample in samples}
     absent = {"combined"} if "combined" not in present else {"dao"} - present
-    return [method for method in RANK1_BY if method not in absent]
+    wanted = RANK1_BY if baselines else ("combined", "dao")
+    return [method for method in RANK1_BY if method in wanted and method not in absent]
 
 
 def ranks_by_energy(energies: Sequence[float | None], valid: Sequence[bool]) -> list[int | None]:

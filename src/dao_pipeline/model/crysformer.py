@@ -86,17 +86,27 @@ class GatedResidual(nn.Module):
         return torch.lerp(y, x, g.to(x.dtype))
 
 
-class Block(nn.Module):
-    """Pre-norm attention and feed-forward layer, each behind a gated residual (paper 1.5)."""
+class SummedResidual(nn.Module):
+    """out = x + y: what a layer adds to its input, which passes unweakened (not published)."""
 
-    def __init__(self, width: int, heads: int, frequencies: int, joint: bool, distances: Distances) -> None:
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """(N, d), (N, d) -> (N, d)."""
+        return x + y.to(x.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward layer, each behind a gated (paper 1.5) or summed residual."""
+
+    def __init__(
+        self, width: int, heads: int, frequencies: int, joint: bool, distances: Distances, gated: bool
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
         self.attention = TorusAttention(width, heads, frequencies, joint, distances)
-        self.attention_gate = GatedResidual(width)
+        self.attention_gate = GatedResidual(width) if gated else SummedResidual()
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.mlp_gate = GatedResidual(width)
+        self.mlp_gate = GatedResidual(width) if gated else SummedResidual()
 
     def forward(self, x: Tensor, edges: EdgeFeatures, layout: Layout) -> Tensor:
         """(N, d) -> (N, d)."""
@@ -108,7 +118,10 @@ class Crysformer(nn.Module):
     """The backbone of DAO-P and DAO-G, with their heads.
 
     ``joint``: one LayerNorm over lattice and Fourier features, as published; otherwise both enter apart.
-    ``distances``: where minimum-image distances enter (not published; only without ``joint``).
+    ``distances``: where distances enter (not published; only without ``joint``).
+    ``element_volumes``: (101,), angstrom^3, if these are to be distances of all images in angstrom, and lattices
+    are in units of the expected cell's edge; None: of the nearest image, in units of the expected volume.
+    ``gated``: residuals as published; otherwise they are summed, and a last LayerNorm precedes the heads.
     ``noise``: tables of the noise levels, if the model is to know how much noise t stands for (not published):
     frequencies that drown in it are damped, and the lattice head predicts a velocity in the lattice's own frame.
     ``lattice_output``: see ``_lattice_output``; None: ``velocity`` with ``noise``, else ``product``.
@@ -118,6 +131,7 @@ class Crysformer(nn.Module):
     """
 
     descriptors: Tensor
+    element_volumes: Tensor | None
     sigma: Tensor
     alpha_bar: Tensor
 
@@ -130,12 +144,15 @@ class Crysformer(nn.Module):
         frequencies: int,
         joint: bool = False,
         distances: Distances = "none",
+        element_volumes: Tensor | None = None,
+        gated: bool = True,
         noise: Noise | None = None,
         lattice_output: LatticeOutput | None = None,
         energy_head: bool = False,
         template_paths: bool = False,
     ) -> None:
         super().__init__()
+        self.register_buffer("element_volumes", element_volumes, persistent=False)
         self.noise_aware = noise is not None
         self.lattice_output = lattice_output or ("velocity" if self.noise_aware else "product")
         if noise is not None:
@@ -149,7 +166,10 @@ class Crysformer(nn.Module):
         self.register_buffer("descriptors", element_descriptors())
         self.element = nn.Linear(NUM_DESCRIPTORS, width)
         self.node = nn.Linear(width + TIME_WIDTH, width)
-        self.blocks = nn.ModuleList(Block(width, heads, frequencies, joint, distances) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, frequencies, joint, distances, gated) for _ in range(layers)
+        )
+        self.last_norm = nn.Identity() if gated else nn.LayerNorm(width)
         self.coords_head = nn.Linear(width, 3, bias=False)
         self.lattice_head = nn.Linear(width, 18 if self.lattice_output == "velocity" else 9, bias=False)
         self.energy_head = (
@@ -249,7 +269,8 @@ class Crysformer(nn.Module):
             return self._features(*atoms, *crystals, layout)
         split = [values.split([len(part.crystal) for part in parts]) for values in atoms]
         split += [values.split([part.num_crystals for part in parts]) for values in crystals]
-        return torch.cat([self._features(*inputs) for inputs in zip(*split, parts, strict=True)])
+        pieces = zip(*split, strict=True)
+        return torch.cat([self._features(*piece, part) for piece, part in zip(pieces, parts, strict=True)])
 
     def _features(
         self,
@@ -265,6 +286,10 @@ class Crysformer(nn.Module):
         Templates are ordered and near their crystals: nothing of them drowns in noise.
         """
         dtype = self.node.weight.dtype
+        unit = None
+        if self.element_volumes is not None:
+            volumes = self.element_volumes.to(dtype)[atomic_numbers]
+            unit = torch.cat([block.sum(1) for block in layout.blocks(volumes)]).pow(1 / 3)
         edges = EdgeFeatures.of(
             frac_coords,
             lattice,
@@ -273,6 +298,7 @@ class Crysformer(nn.Module):
             joint=self.joint,
             distances=self.distances != "none",
             sigma=self.sigma.to(dtype)[t * ~from_template] if self.noise_aware else None,
+            unit=unit,
         )
         width = self.element.out_features
         # Linear([element ; time]) splits by columns: time is projected once per crystal, not per atom
@@ -283,4 +309,4 @@ class Crysformer(nn.Module):
         x = by_element[atomic_numbers] + layout.expand(by_time)
         for block in self.blocks:
             x = block(x, edges, layout)
-        return x
+        return self.last_norm(x)

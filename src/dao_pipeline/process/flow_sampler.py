@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.process.flow import Flow, displacement_variance
+from dao_pipeline.process.guidance import Steering
 from dao_pipeline.process.log_metric import log_metric, metric_cell
 from dao_pipeline.process.sampler import Denoiser, EnergyGradient, Sampled, Start, times_from
 
@@ -34,6 +35,7 @@ def sample(
     annealing: float = 0.0,
     guidance: EnergyGradient | None = None,
     guidance_scale: float = 0.0,
+    steering: Steering = Steering(),
     start: Start | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Sampled:
@@ -47,8 +49,8 @@ def sample(
     ``annealing`` a multiplies the velocity of the coordinates by 1 + a (1 - s), as CrystalFlow does, which
     settles them sooner; no step goes beyond the crystal that the velocity points at.
 
-    ``guidance`` shifts velocities by the gradient of E_s times ``guidance_scale`` (``_guide``), once per step; at
-    scale 0 it is not called, so results equal those without it bit for bit.
+    ``guidance`` shifts velocities by the gradient of E_s times ``guidance_scale`` (``_guide``), once per step, as
+    ``steering`` shapes it; at scale 0 it is not called, so results equal those without it bit for bit.
     """
     if method == "midpoint" and 2 * steps > flow.timesteps:
         raise ValueError(f"midpoint takes at most {flow.timesteps // 2} steps of {flow.timesteps} levels")
@@ -59,7 +61,6 @@ def sample(
         y = flow.draw_lattice(crystals, generator, dtype)
     else:
         coords, y = start.frac_coords, log_metric(start.lattice)
-    guided = guidance if guidance_scale > 0 else None
 
     def velocity(coords: Tensor, y: Tensor, t: int) -> tuple[Tensor, Tensor]:
         level = torch.full((crystals,), t, device=device, dtype=torch.int64)
@@ -71,8 +72,9 @@ def sample(
         move = min(step * (1 + annealing * (1 - s)), s)
         v_f, v_l = velocity(coords, y, t)
         shift_f = shift_l = None
-        if guided is not None:
-            shift_f, shift_l = _guide(guided, flow, layout, coords, y, t, guidance_scale)
+        if guidance is not None and steering.acts(guidance_scale, s):
+            shift_f, shift_l = _guide(guidance, flow, layout, coords, y, t, guidance_scale)
+            shift_f, shift_l = steering.of_coords(shift_f, v_f, layout), steering.of_lattice(shift_l, v_l)
             v_f, v_l = v_f + shift_f, v_l + shift_l
         if method == "midpoint":
             middle = (t + then) // 2

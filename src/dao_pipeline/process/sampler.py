@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.process.diffusion import Diffusion
+from dao_pipeline.process.guidance import Steering
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(F (N, 3), L (B, 3, 3), t (B,)) -> the network's outputs for coordinates (N, 3) and lattice (B, 3, 3)."""
@@ -56,6 +57,7 @@ def sample(
     step_size: float = 1e-5,
     guidance: EnergyGradient | None = None,
     guidance_scale: float = 0.0,
+    steering: Steering = Steering(),
     bound: bool = True,
     start: Start | None = None,
     dtype: torch.dtype = torch.float32,
@@ -64,11 +66,11 @@ def sample(
 
     With steps == timesteps, corrector and bound=False this is the published sampler: per level one Langevin
     step on the coordinates and one ancestral step on both. ``guidance`` adds -variance * scale * gradient to
-    the predictor's means; at scale 0 it is not called, so results equal those without it bit for bit.
+    the predictor's means, as ``steering`` shapes it; at scale 0 it is not called, so results equal those without
+    it bit for bit.
     """
     device = layout.ptr.device
     atoms, crystals = int(layout.ptr[-1]), layout.num_crystals
-    guided = guidance is not None and guidance_scale > 0
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device, dtype=dtype)
@@ -98,11 +100,11 @@ def sample(
             clean = _bound(clean)
         next_coords = coords - score_factor * root * eps_f
         next_lattice = a * clean + b * lattice
-        if guided and s > 0:
-            assert guidance is not None
+        if guidance is not None and s > 0 and steering.acts(guidance_scale, t / schedule.timesteps):
             grad_f, grad_l = guidance(coords, lattice, level)
-            next_coords = next_coords - gamma**2 * guidance_scale * grad_f
-            next_lattice = next_lattice - lattice_std**2 * guidance_scale * grad_l
+            shift_f, shift_l = -(gamma**2) * guidance_scale * grad_f, -(lattice_std**2) * guidance_scale * grad_l
+            next_coords = next_coords + steering.of_coords(shift_f, next_coords - coords, layout)
+            next_lattice = next_lattice + steering.of_lattice(shift_l, next_lattice - lattice)
         if s > 0:
             next_coords = next_coords + gamma * randn(atoms, 3)
             next_lattice = next_lattice + lattice_std * randn(crystals, 3, 3)

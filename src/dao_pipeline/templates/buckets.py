@@ -59,7 +59,7 @@ class Bucket:
     log_volume: np.ndarray
 
     @cached_property
-    def _entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Every template under every assignment, sorted by option: template, way, start of each option, label."""
         template, way = (a.ravel() for a in np.indices(self.classes.shape))
         order = np.lexsort((way, template, self.classes.ravel(), self.label[template]))
@@ -69,9 +69,9 @@ class Bucket:
         return template, way, starts, option[starts, 0]
 
     @cached_property
-    def _lookup(self) -> np.ndarray:
+    def lookup(self) -> np.ndarray:
         """(s, E): where the cost of each entry's slot i stands in a target's flattened (s, elements) table."""
-        template, way, _, _ = self._entries
+        template, way, _, _ = self.entries
         return assignments(self.pattern)[way].T * NUM + self.elements[template].T
 
     @cached_property
@@ -96,13 +96,13 @@ class Bucket:
         table = (metric.cost[targets] * metric.weights(self.pattern)[:, None]).astype(np.float32)
         # the weight of a slot belongs to its place, and slots that change places have equal counts
         table = table.reshape(len(targets), -1)
-        distance = table[:, self._lookup[0]]
-        for place in self._lookup[1:]:
+        distance = table[:, self.lookup[0]]
+        for place in self.lookup[1:]:
             distance += table[:, place]
         if metric.whole.shape[1]:
             own, other = metric.means(targets, self.pattern), metric.means(self.elements, self.pattern)
             squared = (own**2).sum(1)[:, None] + (other**2).sum(1) - 2 * own @ other.T
-            distance += np.maximum(squared, 0.0).astype(np.float32)[:, self._entries[0]]
+            distance += np.maximum(squared, 0.0).astype(np.float32)[:, self.entries[0]]
         return distance
 
     def choose(
@@ -113,7 +113,7 @@ class Bucket:
         banned: (m,) bool, templates that are not there. own_composition: whether templates with the composition
         of a target are there for it; they come first then, as known crystals.
         """
-        step = max(1, _ENTRIES_AT_ONCE // len(self._entries[0]))
+        step = max(1, _ENTRIES_AT_ONCE // len(self.entries[0]))
         parts = [
             self._choose(targets[i : i + step], i, k, metric, banned, own_composition)
             for i in range(0, len(targets), step)
@@ -123,7 +123,7 @@ class Bucket:
     def _choose(
         self, targets: np.ndarray, first: int, k: int, metric: Metric, banned: np.ndarray, own_composition: bool
     ) -> Choices:
-        template, way, starts, label = self._entries
+        template, way, starts, label = self.entries
         distance = self.distances(targets, metric)
         vote = (self.weight[template] - distance / metric.width).astype(np.float32)
         for i, slots in enumerate(targets):
@@ -162,6 +162,11 @@ class Bucket:
             known=known[target, option],
             log_volume=np.add.reduceat(share * self.log_volume[template[entry]], begin) if len(target) else share,
         )
+
+
+def above_hull(stability: np.ndarray) -> np.ndarray:
+    """eV/atom above the hull as far as they count for a vote: up to 0.5; 0.1 where it is not known."""
+    return np.clip(np.nan_to_num(stability, nan=0.1), 0.0, 0.5)
 
 
 def _log_sums(vote: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from dao_pipeline.errors import UserError
 from dao_pipeline.templates.index import TemplateIndex
 from dao_pipeline.templates.metric import Metric
 from dao_pipeline.templates.patterns import Pattern
+from dao_pipeline.templates.volume import VolumeModel
 
 _FORMAT = 1
 
@@ -31,7 +32,8 @@ def save(index: TemplateIndex, folder: Path, about: dict[str, Any]) -> None:
     arrays = {
         "label": index.label,
         "places": index.places,
-        "volumes": index.volumes,
+        "volume.elements": index.volume.elements,
+        "volume.pairs": index.volume.pairs,
         "metric.cost": index.metric.cost,
         "metric.whole": index.metric.whole,
         **{f"classes.{_name(pattern)}": labels for pattern, labels in index.classes.items()},
@@ -40,6 +42,7 @@ def save(index: TemplateIndex, folder: Path, about: dict[str, Any]) -> None:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
     metric = {"name": index.metric.name, "width": index.metric.width, "power": index.metric.power}
     note = {"format": _FORMAT, "settings": index.settings.model_dump(mode="json"), "metric": metric}
+    note["instability"] = index.instability
     write_text(folder / "index.json", json.dumps(note, indent=1) + "\n")
 
 
@@ -64,7 +67,8 @@ def load(folder: Path) -> TemplateIndex:
         label=arrays["label"],
         places=arrays["places"],
         classes={_pattern(n): a for n, a in arrays.items() if n.startswith("classes.")},
-        volumes=arrays["volumes"],
+        volume=VolumeModel(arrays["volume.elements"], arrays["volume.pairs"]),
+        instability=note["instability"],
     )
 
 

@@ -9,7 +9,7 @@ the types with the most votes, each made from its nearest template.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
 
@@ -17,18 +17,22 @@ import numpy as np
 import pyarrow as pa
 
 from dao_pipeline.config import Templates
-from dao_pipeline.crystals.flat import FlatCrystals, flatten
+from dao_pipeline.crystals.flat import FlatCrystals, flatten, structure_columns
 from dao_pipeline.crystals.geometry import volumes
-from dao_pipeline.crystals.volume import NUM_ELEMENTS, fit_element_volumes
-from dao_pipeline.templates.buckets import Bucket, Choices
+from dao_pipeline.templates.buckets import Bucket, Choices, above_hull
+from dao_pipeline.templates.cells import primitive_cells, supercells
 from dao_pipeline.templates.metric import NUM, Metric, fixed_metric
 from dao_pipeline.templates.patterns import Pattern, assignments, compositions, slots_of
 from dao_pipeline.templates.prints import slot_prints
 from dao_pipeline.templates.proposals import Proposals
 from dao_pipeline.templates.types import find_types
+from dao_pipeline.templates.volume import VolumeModel
 
 COLUMNS = ["id", "source", "formula", "num_atoms", "atomic_numbers", "frac_coords", "lattice", "e_above_hull"]
 """Columns of the crystal table that an index keeps."""
+
+SUPERCELL = 4.0
+"""What a type that needs a supercell loses of the logarithm of its votes: cells asked for are mostly primitive."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class TemplateIndex:
     table: the n crystals. settings: as it was built. metric: distance of compositions.
     label: (n,) int64, structure type. places: (n, s) int64, the element on each place of the type, padded with 0.
     classes: by pattern (types, P), see ``types.Types``; types of a pattern are numbered in a row.
-    volumes: (101,) angstrom^3 expected of an atom of each element.
+    volume: what volume to expect of a composition.
+    instability: what a template's vote loses, in its logarithm, per eV/atom above the hull.
     """
 
     table: pa.Table
@@ -47,16 +52,22 @@ class TemplateIndex:
     label: np.ndarray
     places: np.ndarray
     classes: dict[Pattern, np.ndarray]
-    volumes: np.ndarray
+    volume: VolumeModel
+    instability: float = 0.0
 
     @classmethod
     def build(cls, table: pa.Table, settings: Templates) -> TemplateIndex:
-        """Index the crystals of a table; its cells must be Niggli-reduced, as CrysDB's are."""
+        """Index the crystals of a table; they are used in their primitive cells."""
         missing = [name for name in COLUMNS if name not in table.column_names]
         table = table.select([n for n in COLUMNS if n not in missing])
         if "e_above_hull" in missing:
             table = table.append_column("e_above_hull", pa.nulls(table.num_rows, pa.float64()))
         flat = flatten(table)
+        smaller = primitive_cells(flat)
+        if smaller is not flat:
+            for name, column in structure_columns(smaller, table["formula"].to_pylist()).items():
+                table = table.set_column(table.column_names.index(name), name, column)
+            flat = flatten(table)
         slots = slots_of(flat)
         label = np.zeros(len(flat), dtype=np.int64)
         places = np.zeros_like(slots.elements)
@@ -71,8 +82,14 @@ class TemplateIndex:
             places[rows[:, None], np.arange(len(pattern))] = np.take_along_axis(elements, found.places, 1)
             classes[pattern] = found.classes
             start += len(found.leaders)
-        metric = fixed_metric("mendeleev" if settings.distance == "learned" else settings.distance)
-        return cls(table, settings, metric, label, places, classes, fit_element_volumes(table))
+        fixed = fixed_metric("mendeleev" if settings.distance == "learned" else settings.distance)
+        index = cls(table, settings, fixed, label, places, classes, VolumeModel.fit(table))
+        if settings.distance != "learned":
+            return index
+        from dao_pipeline.templates.learn import learn_metric
+
+        metric, instability = learn_metric(index.buckets, settings.learned, fixed)
+        return replace(index, metric=metric, instability=instability)
 
     @cached_property
     def flat(self) -> FlatCrystals:
@@ -83,8 +100,7 @@ class TemplateIndex:
     def buckets(self) -> dict[Pattern, Bucket]:
         """The templates of each pattern."""
         flat = self.flat
-        expected = np.add.reduceat(self.volumes[flat.numbers], flat.ptr[:-1]) if len(flat) else np.zeros(0)
-        log_volume = np.log(volumes(flat.lattice) / expected)
+        log_volume = np.log(volumes(flat.lattice) / self.volume.expected(flat))
         stability = self.table["e_above_hull"].to_numpy().astype(np.float64)
         result = {}
         for pattern, rows in _usable(slots_of(flat).groups()):
@@ -96,7 +112,7 @@ class TemplateIndex:
                 elements=self.places[rows][:, : len(pattern)],
                 label=label,
                 classes=self.classes[pattern][label - label[0]],
-                weight=np.zeros(len(rows)),
+                weight=-self.instability * above_hull(stability[rows]),
                 stability=stability[rows],
                 log_volume=log_volume[rows],
             )
@@ -129,7 +145,7 @@ class TemplateIndex:
             targets = slots.elements[rows][:, : len(pattern)]
             for multiple in divisors(gcd(*pattern)):
                 bucket = self.buckets.get(tuple(c // multiple for c in pattern))
-                if bucket is None or multiple > 1:
+                if bucket is None:
                     continue
                 found = bucket.choose(targets, k, self.metric, banned[bucket.rows], own)
                 parts.append((rows[found.target], targets[found.target], found, bucket, multiple))
@@ -142,13 +158,22 @@ class TemplateIndex:
             return np.concatenate([np.zeros(0, kind), *values]).astype(kind)
 
         composition = joined([rows for rows, *_ in parts], np.int64)
+        multiple = joined([np.full(len(rows), m) for rows, _, _, _, m in parts], np.int64)
+        known = joined([found.known for _, _, found, _, _ in parts], bool)
         score = joined([found.score for _, _, found, _, _ in parts], np.float64)
+        total = joined([found.total for _, _, found, _, _ in parts], np.float64)
+        score, total = score - SUPERCELL * (multiple > 1), total - SUPERCELL * (multiple > 1)
+        # every source of a composition has part of its votes
+        source, first = np.unique(np.stack([composition, multiple], 1), axis=0, return_index=True)
+        votes = np.full(int(composition.max(initial=-1)) + 1, -np.inf)
+        np.logaddexp.at(votes, source[:, 0], total[first])
         order = np.lexsort((-score, composition))
         rank = np.arange(len(order)) - np.searchsorted(composition[order], composition[order])
         order, rank = order[rank < k], rank[rank < k]
         row = joined([bucket.rows[found.template] for _, _, found, bucket, _ in parts], np.int64)[order]
-        known = joined([found.known for _, _, found, _, _ in parts], bool)[order]
-        probability = np.exp(score - joined([found.total for _, _, found, _, _ in parts], np.float64))[order]
+        known, multiple = known[order], multiple[order]
+        with np.errstate(over="ignore", invalid="ignore"):
+            probability = np.exp(score - votes[composition])[order]
         # which element takes the place of which, as one table per proposal
         swap = np.zeros((len(composition), NUM), dtype=np.int64)
         start = 0
@@ -167,22 +192,27 @@ class TemplateIndex:
             probability=np.where(known, 1.0, probability),
             votes=joined([found.votes for _, _, found, _, _ in parts], np.int64)[order],
             known=known,
-            multiple=joined([np.full(len(r), m) for r, _, _, _, m in parts], np.int64)[order],
-            crystals=self._substituted(row, swap[order], np.where(known, np.nan, log_volume)),
+            multiple=multiple,
+            crystals=self._substituted(row, swap[order], np.where(known, np.nan, log_volume), multiple),
         )
 
-    def _substituted(self, rows: np.ndarray, swap: np.ndarray, log_volume: np.ndarray) -> FlatCrystals:
-        """Crystals ``rows`` (p,) with other elements, scaled to the volume expected; NaN: not scaled."""
+    def _substituted(
+        self, rows: np.ndarray, swap: np.ndarray, log_volume: np.ndarray, multiple: np.ndarray
+    ) -> FlatCrystals:
+        """Crystals ``rows`` (p,) with other elements, scaled to the volume expected (NaN: not), then repeated."""
         flat = self.flat
         counts = flat.counts[rows]
         owner = np.repeat(np.arange(len(rows)), counts)
         atoms = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts) + flat.ptr[rows][owner]
-        numbers = swap[owner, flat.numbers[atoms]]
-        lattice = flat.lattice[rows]
-        expected = np.bincount(owner, self.volumes[np.minimum(numbers, NUM_ELEMENTS - 1)], len(rows))
-        ratio = expected * np.exp(log_volume) / volumes(lattice)
-        lattice = lattice * np.cbrt(np.where(np.isnan(log_volume), 1.0, ratio))[:, None, None]
-        return FlatCrystals(numbers=numbers, frac=flat.frac[atoms], lattice=lattice, counts=counts)
+        made = FlatCrystals(
+            numbers=swap[owner, flat.numbers[atoms]],
+            frac=flat.frac[atoms],
+            lattice=flat.lattice[rows],
+            counts=counts,
+        )
+        ratio = self.volume.expected(made) * np.exp(log_volume) / volumes(made.lattice)
+        scale = np.cbrt(np.where(np.isnan(log_volume), 1.0, ratio))[:, None, None]
+        return supercells(replace(made, lattice=made.lattice * scale), multiple)
 
 
 def divisors(number: int) -> list[int]:

@@ -98,7 +98,8 @@ def _places(pattern: Pattern) -> dict[tuple[int, ...], int]:
 def cosets(pattern: Pattern, same: np.ndarray) -> np.ndarray:
     """(P,) labels of assignments, equal where they differ by renamings of slots that change nothing.
 
-    same: (P,) bool, the assignments that map a structure onto itself. Label c is the first assignment of its class.
+    same: (P,) bool, the assignments that map a structure onto itself. A label is the first assignment of its
+    class.
     """
     ways, places = assignments(pattern), _places(pattern)
     labels = np.arange(len(ways))

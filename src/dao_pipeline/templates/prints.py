@@ -10,7 +10,7 @@ milliseconds.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -28,7 +28,7 @@ _DISTANCES_AT_ONCE = 2_000_000
 
 
 def slot_prints(flat: FlatCrystals, rows: np.ndarray, elements: np.ndarray, pattern: Pattern) -> np.ndarray:
-    """(r, s, s, 2 * 10) float32: prints of the crystals ``rows`` (r,) of one pattern, with slots ``elements`` (r, s).
+    """(r, s, s, 20) float32: prints of the crystals ``rows`` (r,) of one pattern; elements: (r, s), their slots.
 
     Entry (i, j): mean and standard deviation over the atoms of slot i of their distances to atoms of slot j.
     """
@@ -75,12 +75,12 @@ def _averages(distances: np.ndarray, pattern: Pattern) -> np.ndarray:
     m, n = distances.shape[:2]
     starts = np.cumsum((0, *pattern))
     result = np.empty((m, len(pattern), len(pattern), 2 * NEIGHBOURS), dtype=np.float32)
-    for j, (start, end) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for j, (start, end) in enumerate(pairwise(starts)):
         to = distances[:, :, start:end].reshape(m, n, -1)
         if to.shape[2] < NEIGHBOURS:
             to = np.concatenate([to, np.full((m, n, NEIGHBOURS - to.shape[2]), RADIUS, np.float32)], axis=2)
         nearest = np.sort(np.partition(to, NEIGHBOURS - 1, 2)[:, :, :NEIGHBOURS], axis=2)
-        for i, (first, last) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        for i, (first, last) in enumerate(pairwise(starts)):
             result[:, i, j, :NEIGHBOURS] = nearest[:, first:last].mean(1)
             result[:, i, j, NEIGHBOURS:] = nearest[:, first:last].std(1)
     return result

@@ -32,6 +32,7 @@ def pretrain_generator(
 ) -> None:
     """Stage I from scratch on stable and unstable crystals; stage II from ``init`` on the relaxed set.
 
+    With ``pretrain.crystals: stable`` stage I sees the stable crystals alone.
     pairs: table of pair_templates, which ``generator.template_paths`` needs.
     """
     name = f"pretrain_generator_stage{stage}"
@@ -39,15 +40,10 @@ def pretrain_generator(
     if stage == 1:
         source = crysdb / "train.parquet"
         crystals = read_table(source)
+        if campaign.pretrain.crystals == "stable":
+            crystals = _stable(crystals, source, campaign, "pretrain.crystals")
         templates = _templates(campaign, pairs)
-        about = About(
-            kind="dao_g",
-            backbone=campaign.generator.backbone.model_dump(mode="json"),
-            process=campaign.process.model_dump(mode="json"),
-            template_errors=None if templates is None else template_errors(crystals, templates),
-        )
-        torch.manual_seed(stage_seed(campaign.seed, name))
-        model = DaoModel.fitted(about, crystals)
+        model = _untrained(campaign, crystals, name, templates)
         settings, inputs = campaign.pretrain.stage1, {"train": source}
     else:
         if relaxed is None or init is None:
@@ -72,9 +68,11 @@ def pretrain_generator(
 
 
 def finetune_generator(
-    campaign: Campaign, crysdb: Path, out: Path, work: Path, *, init: Path, pairs: Path | None = None
+    campaign: Campaign, crysdb: Path, out: Path, work: Path, *, init: Path | None, pairs: Path | None = None
 ) -> None:
     """Fine-tune on the stable part of the training split, all of it, or the table named in the campaign.
+
+    Without ``init`` training starts from random weights.
 
     ``finetune.sources`` restricts the training split, and validation with it, to some of its sources.
 
@@ -82,8 +80,8 @@ def finetune_generator(
     whose process the campaign cannot sample or guide (``Campaign.refusal``).
     """
     settings = campaign.finetune
-    model = _generator(init)
-    if refusal := campaign.refusal(model.process):
+    model = _generator(init) if init else None
+    if model and (refusal := campaign.refusal(model.process)):
         raise UserError(f"{init}: {refusal}.")
     source = expand_path(settings.path) if settings.path else crysdb / "train.parquet"
     require_crystals(source)
@@ -97,13 +95,10 @@ def finetune_generator(
                 "coverage lists the sources there are."
             )
     if settings.crystals == "stable" and not settings.path:
-        crystals = stable(crystals, campaign.crysdb.stable_threshold)
-    if crystals.num_rows == 0:
-        raise UserError(
-            f"{source}: no crystal within crysdb.stable_threshold = {campaign.crysdb.stable_threshold} eV/atom of "
-            "the hull; raise it, or set finetune.crystals: all."
-        )
+        crystals = _stable(crystals, source, campaign, "finetune.crystals")
     templates = _templates(campaign, pairs, model)
+    if model is None:
+        model = _untrained(campaign, crystals, "finetune_generator", templates)
     train_to_directory(
         model,
         _objective(campaign, templates),
@@ -115,13 +110,36 @@ def finetune_generator(
         inputs={
             "train": source,
             "val": crysdb / "val.parquet",
-            "init": init / "model.safetensors",
+            **({} if init is None else {"init": init / "model.safetensors"}),
             **({} if pairs is None else {"pairs": pairs}),
         },
         out=out,
         work=work,
         templates=templates,
     )
+
+
+def _untrained(campaign: Campaign, crystals: pa.Table, stage: str, templates: pa.Table | None) -> DaoModel:
+    """Random weights, with the volumes and the prior of the crystals that they will be trained on."""
+    about = About(
+        kind="dao_g",
+        backbone=campaign.generator.backbone.model_dump(mode="json"),
+        process=campaign.process.model_dump(mode="json"),
+        template_errors=None if templates is None else template_errors(crystals, templates),
+    )
+    torch.manual_seed(stage_seed(campaign.seed, stage))
+    return DaoModel.fitted(about, crystals)
+
+
+def _stable(table: pa.Table, source: Path, campaign: Campaign, key: str) -> pa.Table:
+    """``stable`` by the campaign's threshold. Raises UserError if nothing is left; ``key`` asked for it."""
+    found = stable(table, campaign.crysdb.stable_threshold)
+    if found.num_rows == 0:
+        raise UserError(
+            f"{source}: no crystal within crysdb.stable_threshold = {campaign.crysdb.stable_threshold} eV/atom of "
+            f"the hull; raise it, or set {key}: all."
+        )
+    return found
 
 
 def stable(table: pa.Table, threshold: float) -> pa.Table:
