@@ -4,8 +4,8 @@
 first proposal for each target as it is and refined in each way: match rate, RMSE and cRMSE on the same proposals,
 with 95 % intervals of the differences from a bootstrap over targets.
 
-``python benchmarks/seeding.py budget --crysdb FOLDER --targets TABLE --generator DIR --candidates 10``: the share of
-targets found with so many candidates, by how many of them are templates; the rest is generated freely.
+``python benchmarks/seeding.py budget --crysdb FOLDER --targets TABLE --generator DIR --candidates 10``: the share
+of targets found with so many candidates, by how many of them are templates; the rest is generated freely.
 
 Templates of a target's composition are left out. The index is kept in ``--index``, and made if it is not there.
 """
@@ -92,10 +92,11 @@ def refine(
     generator: GeneratorDir,
     index: IndexDir,
     energy_model: Annotated[Path | None, typer.Option(help="DAO-P, to relax with")] = None,
+    limit: Annotated[int | None, typer.Option(help="first so many targets only")] = None,
     workers: Workers = 1,
 ) -> None:
     """Compare the first proposals with what refinement makes of them."""
-    known = list(from_table(read_table(targets)))
+    known = list(from_table(read_table(targets)))[:limit]
     proposed = opened(crysdb, index).propose([c.atomic_numbers for c in known], 1, exclude="composition")
     model = load_model(generator)
 
@@ -106,7 +107,7 @@ def refine(
         return rmse
 
     base = compared(proposed.crystals)
-    print("| refinement | match rate % | RMSE | of common matches, change | cRMSE | change | better, worse % | s each |")
+    print("| refinement | match rate % | RMSE | change of common matches | cRMSE | change | better, worse % | s |")
     print("|---|---|---|---|---|---|---|---|")
     row("none", base, base, 0.0)
     for name, settings in REFINEMENTS.items():
