@@ -96,7 +96,12 @@ def compare(generated: pa.Table, known: pa.Table, workers: int) -> Matches:
             generated.select(["status"]).to_pylist(), crystals_or_none(generated), from_table(known), strict=True
         )
     ]
-    return Matches(np.array(parallel_map(_rmse, pairs, workers)))
+    return Matches(rmse_of_pairs(pairs, workers))
+
+
+def rmse_of_pairs(pairs: Sequence[tuple[Crystal | None, Crystal]], workers: int) -> np.ndarray:
+    """RMSE of each crystal against a known one, with the field's tolerances; NaN where they do not match."""
+    return np.array(parallel_map(_rmse, pairs, workers), dtype=np.float64)
 
 
 def crystals_or_none(table: pa.Table) -> list[Crystal | None]:

@@ -987,7 +987,7 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "generate.template_share",
         "seed",
     ),
-    "index_templates": ("templates",),
+    "index_templates": ("templates.distance", "templates.learned", "templates.same_type"),
     "propose_templates": ("templates.exclude", "generate.template_share", "generate.samples"),
     "generate_candidates": (
         "generate.steps",

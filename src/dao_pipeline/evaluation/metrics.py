@@ -95,6 +95,7 @@ def summarise(results: Sequence[dict[str, Any]], samples: int, bootstrap: int, s
     results: rows of ``target_result``, every target for every method: the rate is over all of them.
     """
     rows = []
+    shared = any(r["method"] == "combined" for r in results)
     for method, rank1_by in RANK1_BY.items():
         own = [r for r in results if r["method"] == method]
         if not own:
@@ -104,8 +105,8 @@ def summarise(results: Sequence[dict[str, Any]], samples: int, bootstrap: int, s
             "match_rate_single": rate([r["matches"] / r["candidates"] if r["candidates"] else 0.0 for r in own]),
         }
         # with templates in the budget, DAO-G's own candidates are fewer
-        most = max((r["candidates"] for r in own), default=0) if method == "dao" else 0
-        for k, found, rmse in ((1, "rank1_found", "rank1_rmse"), (most or samples, "found", "rmse")):
+        most = max(r["candidates"] for r in own) if shared and method == "dao" else samples
+        for k, found, rmse in ((1, "rank1_found", "rank1_rmse"), (most, "found", "rmse")):
             hits = [r[found] for r in own]
             low, high = interval(hits, bootstrap, seed)
             errors = [r[rmse] for r in own if r[rmse] is not None]
@@ -123,7 +124,7 @@ def summarise(results: Sequence[dict[str, Any]], samples: int, bootstrap: int, s
                     **(single if found == "rank1_found" else {}),
                 }
             )
-            if (most or samples) == 1:
+            if most == 1:
                 break
     return rows
 
