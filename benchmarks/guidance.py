@@ -22,7 +22,7 @@ import typer
 
 from dao_pipeline.candidates.generate import require_same_process
 from dao_pipeline.candidates.screen import check_geometry
-from dao_pipeline.config import Generate, Matcher, Screen
+from dao_pipeline.config import Generate, Screen
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.table import file_hash, read_table, write_table, write_text
 from dao_pipeline.evaluation.polymorphs import distinct
@@ -60,7 +60,7 @@ def chgnet(crystals: list[Crystal]) -> list[float]:
 
 def different(crystals: list[Crystal]) -> int:
     """How many of them are different structures."""
-    return len(distinct(crystals, Matcher(ltol=0.2, stol=0.3, angle_tol=5.0)))
+    return len(distinct(crystals))
 
 
 def energies(table: pa.Table, workers: int) -> np.ndarray:

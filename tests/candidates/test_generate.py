@@ -171,6 +171,26 @@ def test_guidance_by_dao_p(folder: Path, process: str) -> None:
     assert not np.allclose(guided, plain)
 
 
+@pytest.mark.parametrize("process", KINDS)
+def test_of_several_draws_the_lower_energy_is_kept(folder: Path, process: str) -> None:
+    """The first draw is that of a single one; what is kept is one of the draws; batches do not matter."""
+    rows = read_table(folder / "plan.parquet")
+    dao_g, dao_p = load_model(folder / f"g-{process}"), load_model(folder / f"p-{process}")
+
+    def drawn(scale: float, **guidance: Any) -> np.ndarray:
+        shape = {"coords": 0.0, "lattice": 0.0} | guidance
+        settings = Generate.model_validate({"steps": 5, "guidance_scale": scale, "guidance": shape})
+        return flatten(generate_rows(rows, dao_g, dao_p, settings, seed=1)).lattice
+
+    plain = drawn(0.0, draws=5)
+    assert np.array_equal(drawn(1.0), plain)
+    kept = drawn(1e4, draws=5)
+    same = (kept == plain).all((1, 2))
+    assert 0 < same.sum() < len(same)  # about a fifth of the candidates
+    assert np.array_equal(drawn(1e4, draws=5), kept)
+    assert not np.array_equal(drawn(1e4, draws=5, draws_weight=0.0), kept)
+
+
 def test_models_of_two_processes_do_not_guide_each_other(folder: Path) -> None:
     with pytest.raises(
         UserError, match=r"p-diffusion cannot guide .*g-flow: .*process.kind = diffusion, DAO-G with flow"

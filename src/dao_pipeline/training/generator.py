@@ -73,7 +73,7 @@ def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, 
     """
     settings = campaign.finetune
     model = _generator(init) if init else None
-    if model and (refusal := campaign.refusal(model.process)):
+    if model is not None and (refusal := campaign.refusal(model.process)):
         raise UserError(f"{init}: {refusal}.")
     source = expand_path(settings.path) if settings.path else crysdb / "train.parquet"
     require_crystals(source)
