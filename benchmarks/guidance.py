@@ -66,7 +66,7 @@ def different(crystals: list[Crystal]) -> int:
 def energies(table: pa.Table, workers: int) -> np.ndarray:
     """CHGNet's energy of each valid row, NaN for the others."""
     valid = np.flatnonzero(table["valid"].to_numpy(zero_copy_only=False))
-    crystals = from_table(table.select(_STRUCTURE).take(valid))
+    crystals = list(from_table(table.select(_STRUCTURE).take(valid)))
     pieces = [crystals[i : i + 50] for i in range(0, len(crystals), 50)]
     found = np.full(table.num_rows, np.nan)
     found[valid] = [e for piece in parallel_map(chgnet, pieces, workers) for e in piece]
@@ -77,7 +77,7 @@ def measure(made: pa.Table, known: pa.Table, samples: int, workers: int) -> dict
     """Match rate, validity and diversity of candidates, ``samples`` in a row for each composition."""
     valid = made["valid"].to_numpy(zero_copy_only=False)
     rows = [[i for i in range(c, c + samples) if valid[i]] for c in range(0, made.num_rows, samples)]
-    groups = [from_table(made.select(_STRUCTURE).take(members)) for members in rows if members]
+    groups = [list(from_table(made.select(_STRUCTURE).take(members))) for members in rows if members]
     found = compare(
         made.set_column(made.schema.get_field_index("status"), "status", made["generated"]), known, workers
     )

@@ -47,7 +47,7 @@ def known_structures(held: list[Path], known: list[Path], largest: int) -> list[
     table = pa.concat_tables(tables)
     sizes = pc.list_value_length(table["atomic_numbers"])
     wanted = pc.is_in(table["formula"], value_set=pa.array(sorted(formulas)))
-    return polymorphs(from_table(table.filter(pc.and_(wanted, pc.less_equal(sizes, largest)))))
+    return polymorphs(list(from_table(table.filter(pc.and_(wanted, pc.less_equal(sizes, largest))))))
 
 
 def recall(task: Task) -> tuple[Recall, int]:
