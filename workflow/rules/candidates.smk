@@ -54,8 +54,12 @@ rule plan_shard:
 rule generate_candidates:
     input:
         plan=campaigns.at("plan_candidates", "candidates/planned/shard-{shard}.parquet"),
-        generator=campaigns.at("finetune_generator", "models/dao_g/finetuned/model.safetensors"),
-        energy_model=campaigns.at("train_energy_model", "models/dao_p/model.safetensors"),
+        generator=campaigns.at(
+            "finetune_generator", "models/dao_g/finetuned/model.safetensors"
+        ),
+        energy_model=campaigns.at(
+            "train_energy_model", "models/dao_p/model.safetensors"
+        ),
     output:
         "results/{campaign}/candidates/generated/shard-{shard}.parquet",
     log:
@@ -89,7 +93,9 @@ rule screen_candidates:
         generated=campaigns.stage_input("generate_candidates"),
         train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
         val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
-        energy_model=campaigns.at("train_energy_model", "models/dao_p/model.safetensors"),
+        energy_model=campaigns.at(
+            "train_energy_model", "models/dao_p/model.safetensors"
+        ),
     output:
         screened="results/{campaign}/candidates/screened.parquet",
         cifs="results/{campaign}/candidates/top.zip",
