@@ -212,7 +212,7 @@ def test_noise_in_another_unit_does_not_guide(folder: Path) -> None:
 
 def test_fine_tuning_refuses_what_the_campaign_could_not_use(folder: Path, tmp_path: Path) -> None:
     """At once, not when its result is to be sampled."""
-    values = {"name": "test", "process": {"kind": "diffusion"}}
+    values = {"name": "test", "process": {"kind": "diffusion"}, "generate": {"guidance_scale": 1}}
     with pytest.raises(UserError, match=r"g-flow: it was trained with process.kind = flow; this campaign"):
         finetune_generator(parse_campaign(values, "test"), tmp_path, tmp_path, tmp_path, init=folder / "g-flow")
 
