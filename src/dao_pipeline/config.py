@@ -577,8 +577,8 @@ class Generate(Section):
         0.0,
         ge=0,
         description="multiplier w of DAO-P's energy E in standard deviations of its training set: candidates "
-        "become exp(-w E) times as likely, which is a temperature kT = energy_std / w; 0: unguided, the default by "
-        "the scan in docs/benchmarks.md",
+        "become exp(-w E) times as likely, which is a temperature kT = energy_std / w; 0: unguided, the default "
+        "by the scan in docs/benchmarks.md",
     )
     guidance: Guidance = Guidance()
     shard_size: int = Field(1_000, ge=1, description="candidates per shard, one job each")
