@@ -6,9 +6,9 @@ Each element gets two vectors, u and v. A template with elements b on its places
 
 from a composition with elements a (``metric.Metric``). The first part is small where elements are alike; the
 second where what they change cancels over the whole, as charges do: no oxidation states are needed. Templates vote
-with exp(-d), and the vectors are those for which the votes of all other known crystals give each crystal's own type
-the highest probability (neighbourhood components analysis, Goldberger et al., NIPS 2004): minus its logarithm is the
-loss. Templates of a crystal's own composition have no vote.
+with exp(-d), and the vectors are those for which the votes of all other known crystals give each crystal's own
+type the highest probability (neighbourhood components analysis, Goldberger et al., NIPS 2004): minus its logarithm
+is the loss. Templates of a crystal's own composition have no vote.
 """
 
 from __future__ import annotations
