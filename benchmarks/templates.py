@@ -245,7 +245,8 @@ def types(crysdb: Path, pairs: int = 400) -> None:
     sizes = np.array([len(rows) for _, rows in groups], dtype=float)
     chosen = rng.choice(len(groups), pairs // 4, p=sizes / sizes.sum())
     matcher = structure_matcher(Matcher())
-    together, apart = [], []
+    together: list[bool] = []
+    apart: list[bool] = []
     for which, count in zip(*np.unique(chosen, return_counts=True), strict=True):
         pattern, rows = groups[which]
         elements = slots.elements[rows][:, : len(pattern)]

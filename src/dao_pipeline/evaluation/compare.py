@@ -40,7 +40,7 @@ def compare_methods(
 ) -> list[Sample]:
     """Every candidate of every method for every target, compared with the known crystal and ranked."""
     samples = campaign.generate.samples
-    substituted = substitutions(templates, [target.known for target in targets], samples)
+    from_templates = substitutions(templates, [target.known for target in targets], samples)
     tasks = [
         Task(
             known=target.known,
@@ -51,7 +51,7 @@ def compare_methods(
             seed=campaign.seed,
             matcher=campaign.evaluate.matcher,
         )
-        for target, made in zip(targets, substituted, strict=True)
+        for target, made in zip(targets, from_templates, strict=True)
     ]
     compared = parallel_map(compare_target, tasks, campaign.compute.cpu.threads)
     predicted = _predicted(campaign, energy_model, compared)

@@ -15,6 +15,7 @@ from math import gcd
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dao_pipeline.config import Templates
 from dao_pipeline.crystals.flat import FlatCrystals, flatten, structure_columns
@@ -120,9 +121,7 @@ class TemplateIndex:
 
     def rows_of(self, formulas: Iterable[str]) -> np.ndarray:
         """(n,) bool: crystals with one of these reduced formulas (column ``formula`` of the crystal table)."""
-        return np.asarray(
-            pa.compute.is_in(self.table["formula"], value_set=pa.array(sorted(set(formulas)), pa.string()))
-        )
+        return np.asarray(pc.is_in(self.table["formula"], value_set=pa.array(sorted(set(formulas)), pa.string())))
 
     def propose(
         self,

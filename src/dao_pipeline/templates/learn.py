@@ -81,13 +81,7 @@ def learn_metric(
     generator = torch.Generator().manual_seed(seed)
     random = np.random.default_rng(seed)
     model = Vectors(settings.width, settings.whole, generator)
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [model.map, model.stability, model.power]},
-            {"params": [model.own], "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     lessons = [lesson for lesson in map(Lesson, buckets.values()) if len(lesson.queries)]
     if sum(len(lesson.queries) for lesson in lessons) < settings.least:
         return fallback, 0.0
