@@ -39,14 +39,17 @@ def screen_candidates(
 
     Raises UserError where the shards in ``generated`` are not exactly the plan.
     """
-    from dao_pipeline.energy.predict import predict_energies
+    from dao_pipeline.energy.predict import predict_with_std
 
     table = gather_shards(read_table(plan), generated)
-    energies = predict_energies(energy_model, table, batch_atoms=campaign.generate.batch_atoms)
+    energies, std = predict_with_std(energy_model, table, batch_atoms=campaign.generate.batch_atoms)
     table = check_geometry(table, campaign.screen)
     table = set_column(table, "energy_pred", [float(e) if isfinite(e) else None for e in energies])
+    if std is not None:
+        table = set_column(table, "energy_std_pred", [float(s) if isfinite(s) else None for s in std])
     references = read_references(crysdb, set(table["formula"].to_pylist()))
     table = compare(table, references, campaign.screen, campaign.compute.cpu.threads)
+    table = set_column(table, "structure_type_known", known_types(table))
     about = provenance(
         "screen_candidates",
         campaign=campaign.name,
@@ -104,6 +107,24 @@ def read_references(crysdb: Path, formulas: set[str]) -> dict[str, list[Crystal]
     return dict(found)
 
 
+def known_types(table: pa.Table) -> list[bool | None]:
+    """Whether each candidate has a known structure: made from one, or in a group with one that was.
+
+    None for generated candidates where no template was tried, or that are not valid.
+    """
+    if "origin" not in table.column_names:
+        return [None] * table.num_rows
+    origins = table["origin"].to_pylist()
+    own = [origin not in (None, "generated") for origin in origins]
+    places = list(zip(table["composition"].to_pylist(), table["group"].to_pylist(), strict=True))
+    tried = {composition for (composition, _), template in zip(places, own, strict=True) if template}
+    groups = {place for place, template in zip(places, own, strict=True) if template and place[1] is not None}
+    return [
+        True if template else (place in groups if place[1] is not None and place[0] in tried else None)
+        for place, template in zip(places, own, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class Task:
     """The valid candidates of one composition (rows of the table, with their energies) and known crystals."""
@@ -111,6 +132,7 @@ class Task:
     rows: list[int]
     crystals: list[Crystal]
     energies: list[float | None]
+    known: list[bool]
     references: list[Crystal]
     symprec: float
     matcher: Matcher
@@ -143,12 +165,16 @@ def compare(table: pa.Table, references: dict[str, list[Crystal]], settings: Scr
         if valid[row]:
             members[composition].append(row)
     formulas, energies = table["formula"].to_pylist(), table["energy_pred"].to_pylist()
+    known = [False] * table.num_rows
+    if "origin" in table.column_names:
+        known = [origin == "known" for origin in table["origin"].to_pylist()]
     structures = table.select(_STRUCTURE)
     tasks = [
         Task(
             rows=rows,
             crystals=list(from_table(structures.take(pa.array(rows)))),
             energies=[energies[row] for row in rows],
+            known=[known[row] for row in rows],
             references=references.get(formulas[rows[0]], []),
             symprec=settings.symprec,
             matcher=settings.matcher,
@@ -171,9 +197,9 @@ def screen_composition(task: Task) -> list[Verdict]:
 
     same = Sameness(task.matcher)
     reduced = [same.reduce(crystal) for crystal in task.crystals]
-    known = [same.reduce(crystal) for crystal in task.references]
+    references = [same.reduce(crystal) for crystal in task.references]
     energies = [inf if energy is None else energy for energy in task.energies]
-    groups = group_by_energy(energies, lambda i, j: same(reduced[i], reduced[j]))
+    groups = group_by_energy(energies, lambda i, j: same(reduced[i], reduced[j]), task.known)
     verdicts: list[Verdict] = [Verdict()] * len(reduced)
     for number, group in enumerate(groups):
         for place, i in enumerate(group):
@@ -183,20 +209,23 @@ def screen_composition(task: Task) -> list[Verdict]:
                 group=number,
                 group_size=len(group),
                 unique=unique,
-                novel=not any(same(reference, reduced[i]) for reference in known),
+                novel=not any(same(reference, reduced[i]) for reference in references),
                 rank=number + 1 if unique and energies[i] < inf else None,
             )
     return verdicts
 
 
-def group_by_energy(energies: Sequence[float], same: Callable[[int, int], bool]) -> list[list[int]]:
+def group_by_energy(
+    energies: Sequence[float], same: Callable[[int, int], bool], known: Sequence[bool] | None = None
+) -> list[list[int]]:
     """Groups of candidates that match the lowest-energy member, which stands first; groups by its energy.
 
     Greedy: in order of energy (ties in order of the list) each candidate joins the first group whose first
-    member it matches, or founds one.
+    member it matches, or founds one. Crystals that are ``known`` for the composition come first.
     """
+    known = known or [False] * len(energies)
     groups: list[list[int]] = []
-    for i in sorted(range(len(energies)), key=lambda i: (energies[i], i)):
+    for i in sorted(range(len(energies)), key=lambda i: (not known[i], energies[i], i)):
         for group in groups:
             if same(group[0], i):
                 group.append(i)

@@ -22,10 +22,10 @@ from dao_pipeline.config import Campaign, stage_settings
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.held_out import require_held_out, training_of
 from dao_pipeline.crystals.schema import COLUMNS, EVALUATION
-from dao_pipeline.crystals.table import provenance, read_about, read_table, write_table
+from dao_pipeline.crystals.table import provenance, read_about, read_table, table_files, write_table
 from dao_pipeline.errors import UserError
 from dao_pipeline.evaluation.compare import Target, compare_methods
-from dao_pipeline.evaluation.metrics import RANK1_BY, Sample, summarise, target_result
+from dao_pipeline.evaluation.metrics import Sample, methods_of, summarise, target_result
 from dao_pipeline.evaluation.substitution import plain_index
 from dao_pipeline.templates.index import TemplateIndex
 
@@ -73,7 +73,8 @@ def evaluate(campaign: Campaign, screened: Path, crysdb: Path, energy_model: Pat
     for start in range(0, len(targets), TARGETS_AT_ONCE):
         piece = targets[start : start + TARGETS_AT_ONCE]
         samples += compare_methods(campaign, piece, templates, energy_model)
-    results = target_rows(asked, known, samples)
+    methods = methods_of(samples, campaign.evaluate.baselines)
+    results = target_rows(asked, known, samples, methods)
     summary = summarise(results, campaign.generate.samples, campaign.evaluate.bootstrap, campaign.seed)
     about = provenance(
         "evaluate",
@@ -115,7 +116,8 @@ def _read_known(path: Path, asked: Sequence[Requested]) -> dict[str, Crystal]:
 
 def _read_candidates(screened: Path, targets: set[str]) -> dict[str, list[dict[str, Any]]]:
     """Screened candidates by target, as rows with a ``crystal`` (None where there is none)."""
-    table = read_table(screened, columns=_SCREENED)
+    of_origin = _present_columns(screened, ("origin", "template_id", "template_distance"))
+    table = read_table(screened, columns=[*_SCREENED, *of_origin])
     table = table.filter(pc.is_valid(table["target_id"]))
     crystals = {c.id: c for c in from_table(table.select(_STRUCTURE).filter(pc.is_valid(table["lattice"])))}
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -129,6 +131,11 @@ def _read_candidates(screened: Path, targets: set[str]) -> dict[str, list[dict[s
     return found
 
 
+def _present_columns(path: Path, names: Sequence[str]) -> list[str]:
+    present = set(pq.read_schema(table_files(path)[0]).names)
+    return [name for name in names if name in present]
+
+
 def read_templates(train: Path) -> TemplateIndex:
     """The relaxed training crystals as templates."""
     table = read_table(train)
@@ -138,7 +145,10 @@ def read_templates(train: Path) -> TemplateIndex:
 
 
 def target_rows(
-    asked: Sequence[Requested], known: dict[str, Crystal], samples: Sequence[Sample]
+    asked: Sequence[Requested],
+    known: dict[str, Crystal],
+    samples: Sequence[Sample],
+    methods: Sequence[str],
 ) -> list[dict[str, Any]]:
     """One row per target and method, for every target, with or without candidates."""
     own: dict[tuple[str, str], list[Sample]] = defaultdict(list)
@@ -154,5 +164,5 @@ def target_rows(
             **target_result(method, own[str(target.target_id), method]),
         }
         for target in asked
-        for method in RANK1_BY
+        for method in methods
     ]
