@@ -76,7 +76,7 @@ def variants(index: TemplateIndex) -> dict[str, TemplateIndex]:
     """The index as it is, and with parts left out."""
     near = {name: replace(fixed_metric(name), width=width) for name, width in WIDTHS.items()}  # type: ignore[arg-type]
     plain = {name: replace(index, metric=metric, instability=1e-3) for name, metric in near.items()}
-    single = replace(index, metric=replace(near["mendeleev"], width=1e-3), instability=1.0)
+    single = replace(index, metric=replace(near["mendeleev"], width=1e-3), instability=1.0, supercell=1e7)
     return {"as it is": index, **plain, "mendeleev, nearest only": single}
 
 
