@@ -937,6 +937,10 @@ class Campaign(Section):
                 )
         return self
 
+    def needs_paths(self) -> bool:
+        """Whether the generator must have learned paths from templates before it comes here, if it is given."""
+        return self.generator.template_paths > 0 or self.generate.template_refinement == "path"
+
     def refusal(self, process: Process) -> str | None:
         """Why a generator that was trained on ``process`` is of no use to this campaign; None if it is.
 

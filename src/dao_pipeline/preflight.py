@@ -305,6 +305,11 @@ def _model(campaign: Campaign, text: str, kind: str) -> Iterator[str]:
         yield f"a {found} model cannot {use}; name a {wanted} directory."
     elif refusal := campaign.refusal(process):
         yield f"{refusal}."
+    elif kind == "dao_g" and note.get("template_errors") is None and campaign.needs_paths():
+        yield (
+            f"{folder} has not learned paths from templates, which generator.template_paths or "
+            "generate.template_refinement: path needs; set 0 and none, or name another directory."
+        )
 
 
 def _qe(campaign: Campaign) -> Iterator[str]:
