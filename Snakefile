@@ -9,7 +9,7 @@
 #   snakemake --profile slurm                                  on a Slurm cluster
 #   snakemake -n                                               what would run, and why
 from dao_pipeline.stage_code import stage_code_hash
-from dao_pipeline.workflow_support import name_stages, open_campaigns
+from dao_pipeline.workflow_support import name_stages, open_campaigns, option
 
 campaigns = open_campaigns(workflow)
 
@@ -34,10 +34,12 @@ rule all:
     input:
         campaigns.stage("report"),
         campaigns.stage("predict_property"),
+        campaigns.stage("ablate"),
 
 
 include: "workflow/rules/data.smk"
 include: "workflow/rules/energy.smk"
+include: "workflow/rules/templates.smk"
 include: "workflow/rules/generator.smk"
 include: "workflow/rules/candidates.smk"
 include: "workflow/rules/evaluation.smk"

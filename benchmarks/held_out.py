@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -94,13 +93,19 @@ def compare(generated: pa.Table, known: pa.Table, workers: int) -> Matches:
     pairs: list[tuple[Crystal | None, Crystal]] = [
         (made if row["status"] == "ok" else None, true)
         for row, made, true in zip(
-            generated.select(["status"]).to_pylist(), _crystals(generated), from_table(known), strict=True
+            generated.select(["status"]).to_pylist(), crystals_or_none(generated), from_table(known), strict=True
         )
     ]
-    return Matches(np.array(parallel_map(_rmse, pairs, workers)))
+    return Matches(rmse_of_pairs(pairs, workers))
 
 
-def _crystals(table: pa.Table) -> list[Any]:
+def rmse_of_pairs(pairs: Sequence[tuple[Crystal | None, Crystal]], workers: int) -> np.ndarray:
+    """RMSE of each crystal against a known one, with the field's tolerances; NaN where they do not match."""
+    return np.array(parallel_map(_rmse, pairs, workers), dtype=np.float64)
+
+
+def crystals_or_none(table: pa.Table) -> list[Crystal | None]:
+    """The generated crystals, in order of the rows; None where there is no usable one."""
     sound = np.array([status == "ok" for status in table["status"].to_pylist()])
     found = iter(from_table(table.filter(pa.array(sound))))
     return [next(found) if ok else None for ok in sound]

@@ -31,8 +31,13 @@ JOINT = {"backbone": {"edge_norm": "joint", "distances": "none", "noise_aware": 
 PAPER_PROCESS = {"process": {"kind": "diffusion", "lattice_scale": "none", "remove_drift": False}}
 PAPER_TRAINING = {"training": {"ema_decay": 0.0, "permute_axes": False}}
 
+REFERENCE: Overrides = {
+    "backbone": {"distances": "values", "neighbours": "nearest", "residual": "gated"},
+    "energy": {"loss": "exponential", "reference": "none"},
+}
+
 GENERATOR: dict[str, Overrides] = {
-    "default": {},
+    "reference": {},
     "paper": JOINT | PAPER_PROCESS | PAPER_TRAINING,
     "joint norm": JOINT,
     "separate norm, nothing else": {"backbone": {"distances": "none", "noise_aware": False}},
@@ -51,11 +56,15 @@ GENERATOR: dict[str, Overrides] = {
 }
 
 ENERGY: dict[str, Overrides] = {
-    "default": {},
+    "reference": {},
     "paper": JOINT | PAPER_PROCESS | PAPER_TRAINING | {"energy": {"clean_fraction": 0.0, "clip_label": 1e6}},
     "t = 0 never shown": {"energy": {"clean_fraction": 0.0}},
     "labels not clipped": {"energy": {"clip_label": 1e6}},
-    "plain loss": {"energy": {"exponential_loss": False}},
+    "squared loss": {"energy": {"loss": "squared"}},
+    "linex loss": {"energy": {"loss": "linex"}},
+    "energies of the elements apart": {"energy": {"reference": "elements"}},
+    "all images": {"backbone": {"neighbours": "all"}},
+    "summed residuals": {"backbone": {"residual": "sum"}},
     "without distances": {"backbone": {"distances": "none"}},
     "joint norm": JOINT,
     "axes not permuted": {"training": {"permute_axes": False}},
@@ -64,16 +73,20 @@ ENERGY: dict[str, Overrides] = {
 
 
 def campaign(args: argparse.Namespace, changes: Overrides, seed: int) -> Campaign:
-    """The controlled campaign with one variant's changes."""
+    """The controlled campaign with one variant's changes.
+
+    What all variants are compared with is stated here and not taken from the defaults, which follow from them.
+    """
     training = {
         "steps": args.steps,
         "batch_atoms": args.batch_atoms,
         "learning_rate": args.learning_rate,
         "warmup_steps": 50,
         "ema_decay": 0.99,
+        "permute_axes": True,
         "validate_every": 10**9,
     } | changes.get("training", {})
-    backbone = {"preset": args.preset} | changes.get("backbone", {})
+    backbone = {"preset": args.preset, **REFERENCE["backbone"]} | changes.get("backbone", {})
     return Campaign.model_validate(
         {
             "name": "settings",
@@ -81,7 +94,12 @@ def campaign(args: argparse.Namespace, changes: Overrides, seed: int) -> Campaig
             "data": {"energy_method": "PBE"},
             "crysdb": {"min_atoms": 1, "max_atoms": 20, "val_fraction": 0.01, "test_fraction": 0.08},
             "process": {"kind": "diffusion"} | changes.get("process", {}),
-            "energy_model": {"backbone": backbone, "label": args.label, "training": training}
+            "energy_model": {
+                "backbone": backbone,
+                "label": args.label,
+                "training": training,
+                **REFERENCE["energy"],
+            }
             | changes.get("energy", {}),
             "generator": {"backbone": backbone},
             "pretrain": {"stage1": training},

@@ -166,3 +166,22 @@ def test_settings_of_a_process_belong_to_it(values: dict[str, object], message: 
 def test_how_crystals_are_drawn(process: dict[str, object], generate: dict[str, object], expected: object) -> None:
     campaign = parse_campaign({"name": "x", "process": process, "generate": generate}, "x")
     assert campaign.generate.sampling(campaign.process) == expected
+
+
+def test_a_subsection_given_in_part_keeps_the_defaults_of_its_section() -> None:
+    """DAO-G's backbone sees no distances and DAO-P's axes are permuted, whatever else a campaign sets there."""
+    campaign = Campaign.model_validate(
+        {
+            "name": "x",
+            "generator": {"backbone": {"preset": "tiny"}},
+            "energy_model": {"backbone": {"layers": 3}, "training": {"steps": 10}},
+            "crysdb": {"dedup": {"matcher": {"stol": 0.25}}},
+        }
+    )
+    assert (campaign.generator.backbone.distances, campaign.generator.backbone.residual) == ("none", "gated")
+    assert (campaign.energy_model.backbone.distances, campaign.energy_model.backbone.residual) == ("values", "sum")
+    assert (campaign.energy_model.training.permute_axes, campaign.energy_model.training.learning_rate) == (
+        True,
+        3e-4,
+    )
+    assert (campaign.crysdb.dedup.matcher.ltol, campaign.crysdb.dedup.matcher.stol) == (0.2, 0.25)

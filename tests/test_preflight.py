@@ -136,7 +136,15 @@ def test_model_directory(tmp_path: Path, crystals: dict[str, Any]) -> None:
     assert "config.json describes no model (KeyError: 'kind')" in problems(path)[0]
     (tmp_path / "model" / "config.json").write_text(json.dumps({"kind": "dao_p", "process": {}}))
     assert "a dao_p model cannot generate" in problems(path)[0]
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"kind": "dao_g", "process": {"kind": "flow"}}))
+    note = {"kind": "dao_g", "process": {"kind": "flow"}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(note))
+    check_campaigns([path])
+    refined = {"template_share": 0.5, "template_refinement": "path"}
+    path = write(
+        tmp_path / "b.yaml", data=crystals, generator={"pretrained": str(tmp_path / "model")}, generate=refined
+    )
+    assert "has not learned paths from templates" in problems(path)[0]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(note | {"template_errors": [0.02, 0.03]}))
     check_campaigns([path])
 
 
@@ -145,7 +153,7 @@ def test_a_model_of_the_other_process(tmp_path: Path, crystals: dict[str, Any]) 
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_text(json.dumps({"kind": "dao_g", "process": {"kind": "diffusion"}}))
     pretrained = {"data": crystals, "generator": {"pretrained": str(tmp_path)}}
-    guided = write(tmp_path / "a.yaml", **pretrained)
+    guided = write(tmp_path / "a.yaml", **pretrained, generate={"guidance_scale": 1})
     assert (
         "trained with process.kind = diffusion; this campaign, and so its DAO-P, has flow" in problems(guided)[0]
     )

@@ -67,3 +67,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def load_campaign(path: Path, overrides: Mapping[str, Any] | None = None) -> Campaign:
     """Read and validate one campaign file; ``overrides`` are merged over it."""
     return parse_campaign(deep_merge(read_yaml(path), overrides or {}), str(path))
+
+
+def variants(campaign: Campaign, origin: str) -> dict[str, Campaign]:
+    """The campaigns of ``ablation.variants`` by name: this one with the keys in which each differs.
+
+    Raises UserError listing every problem of every variant.
+    """
+    base = campaign.model_dump(mode="json", exclude={"ablation"})
+    found, problems = {}, []
+    for name, differing in campaign.ablation.variants.items():
+        where = f"{origin}: ablation.variants.{name}"
+        if wrong := {"name", "ablation"} & set(differing):
+            problems.append(f"{where}.{min(wrong)}: no variant can set it; remove the key.")
+            continue
+        try:
+            found[name] = parse_campaign(
+                deep_merge(base, differing) | {"name": f"{campaign.name}/ablation/{name}"}, where
+            )
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return found

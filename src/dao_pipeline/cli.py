@@ -38,6 +38,10 @@ WorkDir = Annotated[
 ]
 OutFile = Annotated[Path, typer.Option("--out", help="Parquet file to write")]
 OutDir = Annotated[Path, typer.Option("--out", help="folder to write")]
+PairsFile = Annotated[
+    Path | None, typer.Option(help="table written by pair-templates (generator.template_paths above 0)")
+]
+IndexDir = Annotated[Path, typer.Option("--index", help="folder written by index-templates")]
 ModelDir = Annotated[Path, typer.Option("--model", help="model directory")]
 
 
@@ -141,6 +145,22 @@ def relax_dataset(
 
 
 @command
+def index_templates(config: ConfigFile, crysdb: CrysdbDir, out: OutDir) -> None:
+    """Index the training crystals as templates for other compositions."""
+    from dao_pipeline.templates.build import index_templates as run
+
+    run(_campaign(config), crysdb, out)
+
+
+@command
+def pair_templates(config: ConfigFile, index: IndexDir, out: OutFile) -> None:
+    """Lay over each training crystal the template that would be proposed for it."""
+    from dao_pipeline.templates.pairs import pair_templates as run
+
+    run(_campaign(config), index, out)
+
+
+@command
 def pretrain_generator(
     config: ConfigFile,
     out: OutDir,
@@ -149,12 +169,13 @@ def pretrain_generator(
     crysdb: CrysdbDir,
     relaxed: Annotated[Path | None, typer.Option(help="folder written by relax-dataset (stage 2)")] = None,
     init: Annotated[Path | None, typer.Option(help="model directory of stage 1 (stage 2)")] = None,
+    pairs: PairsFile = None,
 ) -> None:
     """Pretrain DAO-G."""
     campaign = _training_campaign(config)
     from dao_pipeline.training.generator import pretrain_generator as run
 
-    run(campaign, crysdb, out, work, stage=stage, relaxed=relaxed, init=init)
+    run(campaign, crysdb, out, work, stage=stage, relaxed=relaxed, init=init, pairs=pairs)
 
 
 @command
@@ -163,13 +184,14 @@ def finetune_generator(
     crysdb: CrysdbDir,
     out: OutDir,
     work: WorkDir,
-    init: Annotated[Path, typer.Option(help="pretrained model directory")],
+    init: Annotated[Path | None, typer.Option(help="pretrained model directory; default: random weights")] = None,
+    pairs: PairsFile = None,
 ) -> None:
     """Fine-tune DAO-G on stable crystals, or on the table named in the campaign."""
     campaign = _training_campaign(config)
     from dao_pipeline.training.generator import finetune_generator as run
 
-    run(campaign, crysdb, out, work, init=init)
+    run(campaign, crysdb, out, work, init=init, pairs=pairs)
 
 
 @command
@@ -186,6 +208,19 @@ def plan_candidates(
 
 
 @command
+def propose_templates(
+    config: ConfigFile,
+    plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
+    index: IndexDir,
+    out: OutFile,
+) -> None:
+    """Write the known structures that candidates are made from, with the elements of each composition."""
+    from dao_pipeline.templates.propose import propose_templates as run
+
+    run(_campaign(config), plan, index, out)
+
+
+@command
 def generate_candidates(
     config: ConfigFile,
     plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
@@ -194,11 +229,12 @@ def generate_candidates(
     shard: Annotated[int, typer.Option(min=0, help="number of the shard")],
     out: OutFile,
     work: WorkDir,
+    templates: Annotated[Path | None, typer.Option(help="table written by propose-templates")] = None,
 ) -> None:
-    """Generate the crystals of one shard, guided by DAO-P."""
+    """Generate the crystals of one shard, guided by DAO-P, or make them from templates."""
     from dao_pipeline.candidates.generate import generate_candidates as run
 
-    run(_campaign(config), plan, generator, energy_model, shard, out, work)
+    run(_campaign(config), plan, generator, energy_model, shard, out, work, templates)
 
 
 @command
@@ -247,6 +283,28 @@ def evaluate(
     from dao_pipeline.evaluation.evaluate import evaluate as run
 
     run(_campaign(config), screened, crysdb, energy_model, out)
+
+
+@command
+def ablate(
+    config: ConfigFile,
+    variant: Annotated[
+        list[str],
+        typer.Option(help="NAME=EVALUATION=GENERATOR, with the folders of both; the first is the reference"),
+    ],
+    out: OutDir,
+) -> None:
+    """Compare the variants of a campaign: match rates and RMSE on the same known crystals, as table.md."""
+    from dao_pipeline.evaluation.ablation import Variant
+    from dao_pipeline.evaluation.ablation import ablate as run
+
+    variants = {}
+    for text in variant:
+        parts = text.split("=")
+        if len(parts) != 3:
+            raise UserError(f"--variant {text}: expected NAME=EVALUATION=GENERATOR.")
+        variants[parts[0]] = Variant(Path(parts[1]), Path(parts[2]))
+    run(_campaign(config), variants, out)
 
 
 @command
@@ -361,6 +419,45 @@ def import_checkpoint(
     for line in run(source, out, kind):  # type: ignore[arg-type]  # checked above
         typer.echo(line)
     typer.echo(f"wrote {out}")
+
+
+@command
+def perturb_crystals(
+    crystals: Annotated[Path, typer.Option(help="table of relaxed crystals with labels")],
+    out: OutFile,
+    work: WorkDir,
+    copies: Annotated[int, typer.Option(min=1, help="of each crystal")] = 2,
+    displacement: Annotated[
+        tuple[float, float],
+        typer.Option(min=1e-4, help="smallest and largest root mean square displacement, angstrom"),
+    ] = (0.02, 0.3),
+    strain: Annotated[float, typer.Option(min=0, max=0.3, help="largest root mean square strain")] = 0.06,
+    min_distance: Annotated[
+        float, typer.Option(min=0, help="angstrom; copies with closer atoms are left out")
+    ] = 0.7,
+    max_rise: Annotated[float, typer.Option(min=0, help="eV/atom; copies that cost more are left out")] = 1.0,
+    max_atoms: Annotated[int, typer.Option(min=1, help="larger cells are left out")] = 12,
+    limit: Annotated[int | None, typer.Option(min=1, help="crystals at most, drawn at random")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+) -> None:
+    """Distort crystals and label them with what that costs by CHGNet: a further source of crystals for DAO-P."""
+    from dao_pipeline.sources.perturbed import Perturbation
+    from dao_pipeline.sources.perturbed import perturb_crystals as run
+
+    if displacement[0] > displacement[1]:
+        raise UserError(f"--displacement {displacement[0]} {displacement[1]}: give the smaller one first.")
+    settings = Perturbation(
+        copies=copies,
+        displacement=displacement,
+        strain=strain,
+        min_distance=min_distance,
+        max_rise=max_rise,
+        max_atoms=max_atoms,
+        limit=limit,
+        seed=seed,
+    )
+    run(crystals, out, work, settings, workers)
 
 
 @command

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -23,6 +24,7 @@ def _formula(value: str) -> str:
     return value
 
 
+VARIANT = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 _DATE = r"^\d{4}(-\d{2}(-\d{2})?)?$"
 
 
@@ -30,6 +32,19 @@ class Section(BaseModel):
     """A part of the configuration: immutable, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, values: Any) -> Any:
+        """A subsection that is given in part keeps this section's defaults for the rest, not its class's own."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for name, value in values.items():
+            default = cls.model_fields[name].default if name in cls.model_fields else None
+            if isinstance(default, Section) and isinstance(value, dict):
+                values[name] = {**default.model_dump(exclude_unset=True), **value}
+        return values
 
 
 class MaterialsProject(Section):
@@ -352,8 +367,18 @@ class Backbone(Section):
     )
     distances: Literal["none", "bias", "values"] = Field(
         "values",
-        description="attention also sees minimum-image distances: bias, in its logits; values, also in what it "
+        description="attention also sees distances between atoms: bias, in its logits; values, also in what it "
         "sums (paper: none; others need edge_norm: separate)",
+    )
+    neighbours: Literal["nearest", "all"] = Field(
+        "all",
+        description="which distances: to the nearest image, in units of the composition's expected volume; or to "
+        "all images, in angstrom, so that bond lengths and numbers of neighbours are seen (costs memory)",
+    )
+    residual: Literal["gated", "sum"] = Field(
+        "gated",
+        description="how a layer's result joins its input: gated, a learnt mean of the two (paper), or their sum, "
+        "with a LayerNorm before the heads; default for DAO-P: sum",
     )
     noise_aware: bool = Field(
         True,
@@ -366,6 +391,11 @@ class Backbone(Section):
         if self.edge_norm == "joint" and (self.distances != "none" or self.noise_aware):
             raise ValueError("edge_norm joint is the published form: set distances: none and noise_aware: false")
         return self
+
+    @classmethod
+    def of_model(cls, stated: dict[str, Any]) -> Backbone:
+        """What the config.json of a model states; those from before there was a choice saw nearest images."""
+        return cls.model_validate({"neighbours": "nearest", "residual": "gated", **stated})
 
 
 class Training(Section):
@@ -405,33 +435,79 @@ class Training(Section):
 class EnergyModel(Section):
     """Stage train_energy_model: DAO-P."""
 
-    backbone: Backbone = Backbone()
+    backbone: Backbone = Backbone(residual="sum")
     label: Literal["e_above_hull", "formation_energy"] = Field(
         "e_above_hull", description="energy the model learns, eV/atom"
     )
-    exponential_loss: bool = Field(
-        True, description="learn exp(-E), so that E_t is the exact energy of the noisy crystal (paper)"
+    reference: Literal["none", "elements"] = Field(
+        "elements",
+        description="elements: learn what is left of the label after one energy per element, fitted on the "
+        "training crystals; its standard deviation is then the temperature of guidance (paper: none)",
+    )
+    loss: Literal["linex", "exponential", "squared"] = Field(
+        "linex",
+        description="of noisy crystals: exponential, the squared error of exp(-E) (paper), and linex, "
+        "exp(E - y) - (E - y) - 1, have the same minimum, the exact energy of the noisy crystal, but linex is no "
+        "blinder to high energies; squared: the mean energy, inexact",
+    )
+    energy_weight: float = Field(
+        3.0, gt=0, description="of the energy's loss beside the two of denoising (paper: 1)"
     )
     clean_fraction: float = Field(
-        0.25, ge=0, le=1, description="share of crystals shown without noise, t = 0 (paper: 0)"
+        0.5, ge=0, le=1, description="share of crystals shown without noise, t = 0 (paper: 0)"
+    )
+    precursors: Literal["clean", "noisy"] = Field(
+        "clean",
+        description="crystals that are unrelaxed precursors of others: clean, shown without noise only, because "
+        "E_t belongs to noise on what is generated, relaxed crystals; noisy: like all others (paper)",
     )
     clip_label: float = Field(4.0, gt=0, description="standard deviations; labels beyond are clipped")
     training: Training = Training(learning_rate=3e-4, permute_axes=True)
+    members: int = Field(
+        0,
+        ge=0,
+        le=20,
+        description="further models, each trained on from the first one with a warm restart on a resample of the "
+        "crystals: their spread tells how certain an energy is (column energy_std_pred)",
+    )
+    member_steps: int = Field(2_000, ge=1, description="optimiser steps of each")
+    pretrained: str | None = Field(
+        None, description="a DAO-P model directory, taken as it is: the stage has nothing to do then"
+    )
 
 
 class Relax(Section):
-    """Stage relax_dataset: DAO-P moves unstable training crystals down in energy (L-BFGS)."""
+    """Stage relax_dataset: DAO-P moves unstable training crystals down in energy."""
 
+    method: Literal["lbfgs", "paper"] = Field(
+        "lbfgs",
+        description="lbfgs: each crystal by itself, and accepted only if it is sound; paper: one L-BFGS for the "
+        "crystals among 100, which are all accepted, as published (limits and tolerances below do not count)",
+    )
     min_e_above_hull: float = Field(0.08, ge=0, description="eV/atom; more stable crystals are left alone")
     max_e_above_hull: float = Field(0.5, gt=0, description="eV/atom; less stable crystals are left alone")
-    steps: int = Field(20, ge=1, description="L-BFGS steps at most")
-    max_step: float = Field(0.1, gt=0, description="angstrom; trust region of a single step")
-    force_tolerance: float = Field(0.05, gt=0, description="eV/angstrom; converged below")
+    steps: int = Field(30, ge=1, description="L-BFGS steps at most, refused ones counted (paper: 5)")
+    max_step: float = Field(0.1, gt=0, description="angstrom; an atom moves at most so far in one step")
+    max_strain: float = Field(0.02, gt=0, le=0.2, description="largest strain component of one step")
+    force_tolerance: float = Field(0.05, gt=0, description="eV/angstrom; converged below, with the stress")
+    stress_tolerance: float = Field(0.5, gt=0, description="GPa; converged below, with the forces")
     max_displacement: float = Field(1.5, gt=0, description="angstrom; the original is kept beyond")
     max_volume_change: float = Field(0.3, gt=0, description="relative; the original is kept beyond")
     min_distance: float = Field(0.7, ge=0, description="angstrom; the original is kept below")
+    batch_atoms: int = Field(
+        4_000, ge=1, description="atoms that are relaxed at once; who has converged makes room for others"
+    )
+    flush: int = Field(
+        200, ge=1, description="relaxed crystals after which the state is saved: what a kill loses at most"
+    )
     shard_size: int = Field(2_000, ge=1, description="crystals per shard; finished shards are never redone")
     jobs: int = Field(1, ge=1, le=1000, description="jobs that share the shards")
+
+    @model_validator(mode="after")
+    def _window(self) -> Relax:
+        if self.min_e_above_hull >= self.max_e_above_hull:
+            raise ValueError("no crystal lies above min_e_above_hull and below max_e_above_hull: raise the latter")
+        return self
 
 
 class Generator(Section):
@@ -441,11 +517,24 @@ class Generator(Section):
     pretrained: str | None = Field(
         None, description="a model directory; pretraining is skipped and fine-tuning starts there"
     )
+    template_paths: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="flow: where a training crystal has a template, the probability that its path starts there, "
+        "not at noise, so that the model also learns to refine templates; 0: it does not (paper)",
+    )
 
 
 class Pretrain(Section):
     """Stages pretrain_generator: I on stable and unstable crystals, II on the relaxed set."""
 
+    stages: Literal[0, 1, 2] = Field(
+        2, description="2: both; 1: the first only; 0: none, fine-tuning starts from random weights"
+    )
+    crystals: Literal["all", "stable"] = Field(
+        "all", description="of stage I: the whole training split, or its part up to crysdb.stable_threshold"
+    )
     stage1: Training = Training()
     stage2: Training = Training(steps=10_000, learning_rate=2e-4)
 
@@ -506,6 +595,37 @@ class Sampling(NamedTuple):
     annealing: float | None
 
 
+class Guidance(Section):
+    """How DAO-P guides sampling, beside generate.guidance_scale; all of it is without effect at scale 0."""
+
+    coords: float = Field(1.0, ge=0, description="multiplier of the scale for the coordinates; 0: not guided")
+    lattice: float = Field(1.0, ge=0, description="multiplier of the scale for the lattice; 0: not guided")
+    start: float = Field(1.0, ge=0, le=1, description="share of noise, t / T, at which guidance begins")
+    stop: float = Field(0.0, ge=0, le=1, description="share of noise, t / T, below which it has ended")
+    clip: float | None = Field(
+        None,
+        gt=0,
+        description="a crystal's coordinates, and its lattice, are guided at most this many times as far as the "
+        "generator itself moves them in the step; null: no bound",
+    )
+    draws: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="crystals drawn for each candidate, of which one is kept: at random, the lower its energy the "
+        "likelier. Sampling costs as many times as much",
+    )
+    draws_weight: float = Field(
+        1.0, ge=0, description="multiplier of the scale in that choice, exp(-multiplier * scale * E)"
+    )
+
+    @model_validator(mode="after")
+    def _some_time(self) -> Guidance:
+        if self.stop > self.start:
+            raise ValueError(f"stop ({self.stop}) exceeds start ({self.start}); sampling goes from 1 to 0")
+        return self
+
+
 class Generate(Section):
     """Stages plan_candidates and generate_candidates."""
 
@@ -532,9 +652,37 @@ class Generate(Section):
         le=50,
         description="flow: by the end the velocity of the coordinates has grown to 1 + this; null: 5",
     )
-    guidance_scale: float = Field(1.0, ge=0, description="multiplier of DAO-P's energy gradient; 0: unguided")
+    guidance_scale: float = Field(
+        0.0,
+        ge=0,
+        description="multiplier w of DAO-P's energy E in standard deviations of its training set: candidates "
+        "become exp(-w E) times as likely, which is a temperature kT = energy_std / w; 0: unguided, the default "
+        "by the scan in docs/benchmarks.md",
+    )
+    guidance: Guidance = Guidance()
+    template_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of each composition's candidates, rounded up, that are made from known structures with "
+        "the elements replaced (section templates); those that find no template are generated like the others",
+    )
+    template_refinement: Literal["none", "path", "noise"] = Field(
+        "none",
+        description="what DAO-G does to templates: none; path: follow the paths it has learned "
+        "(generator.template_paths); noise: noise them to template_noise, and denoise them",
+    )
+    template_steps: int = Field(10, ge=1, description="steps of template_refinement: path, one network call each")
+    template_noise: float = Field(
+        0.1, gt=0, le=1, description="noise level of template_refinement: noise, as a share of process.timesteps"
+    )
     shard_size: int = Field(1_000, ge=1, description="candidates per shard, one job each")
     batch_atoms: int = Field(6_000, ge=10, description="atoms per sampling batch")
+
+    @property
+    def templates(self) -> int:
+        """Candidates of each composition that are made from templates, where it has so many."""
+        return ceil(round(self.template_share * self.samples, 9))
 
     def sampling(self, process: Process) -> Sampling:
         """The sampler of a process, defaults filled in.
@@ -618,6 +766,13 @@ class Templates(Section):
         description="composition: crystals of a target's own composition are no templates for it (benchmarks); "
         "none: they are proposed first, and marked as known",
     )
+    max_pair_rmse: float = Field(
+        0.3,
+        gt=0,
+        lt=1,
+        description="training crystals whose template is farther, in units of (V/n)^(1/3), teach nothing about "
+        "the errors of templates (generator.template_paths)",
+    )
 
 
 class Ranking(Section):
@@ -664,6 +819,7 @@ class Evaluate(Section):
 
     matcher: Matcher = Matcher()
     bootstrap: int = Field(1000, ge=0, description="resamples for 95 % intervals")
+    baselines: bool = Field(True, description="compare with random crystals and substituted templates as well")
     allow_leakage: bool = Field(
         False, description="score models whose training did not demonstrably exclude the test split"
     )
@@ -705,6 +861,16 @@ class QE(Section):
     kspacing: float = Field(0.3, gt=0, description="1/angstrom")
     calculation: Literal["scf", "relax", "vc-relax"] = Field(
         "vc-relax", description="scf: energy as it stands; relax: move atoms; vc-relax: cell as well"
+    )
+
+
+class Ablation(Section):
+    """Stage ablate: the campaign again with other settings, and a table of what each setting is worth."""
+
+    variants: dict[Annotated[str, Field(pattern=VARIANT)], dict[str, Any]] = Field(
+        {},
+        description="by name, the keys in which each variant differs from this campaign, {} for the campaign "
+        "itself; the first is what the others are compared with. Stages of equal settings run once for all",
     )
 
 
@@ -759,9 +925,9 @@ class Compute(Section):
 class Campaign(Section):
     """A whole campaign."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = Field(
-        description="folder under results/; letters, digits, '_', '-', '.'"
-    )
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}(/ablation/[A-Za-z0-9][A-Za-z0-9_-]{0,63})?$")
+    ] = Field(description="folder under results/; letters, digits, '_', '-', '.'")
     seed: int = Field(42, ge=0, description="every random choice of the campaign follows from it")
     data: Data = Data()
     crysdb: CrysDB = CrysDB()
@@ -778,12 +944,24 @@ class Campaign(Section):
     evaluate: Evaluate = Evaluate()
     property: Property = Property()
     qe: QE = QE()
+    ablation: Ablation = Ablation()
     report: Report = Report()
     compute: Compute = Compute()
 
     @model_validator(mode="after")
     def _consistent(self) -> Campaign:
         self.generate.sampling(self.process)
+        if self.generator.template_paths > 0 and self.process.kind != "flow":
+            raise ValueError(
+                f"generator.template_paths ({self.generator.template_paths}) has no meaning for process.kind: "
+                f"{self.process.kind}; set 0"
+            )
+        learned = self.generator.template_paths > 0 or self.generator.pretrained is not None
+        if self.generate.template_refinement == "path" and not learned:
+            raise ValueError(
+                "generate.template_refinement: path needs a generator that has learned paths from templates: set "
+                "generator.template_paths, e.g. 0.5, or another refinement"
+            )
         for section in ("energy_model", "generator"):
             if getattr(self, section).backbone.distances != "none" and self.process.lattice_scale == "none":
                 raise ValueError(
@@ -798,6 +976,10 @@ class Campaign(Section):
                     "use fewer formula units or raise the limit"
                 )
         return self
+
+    def needs_paths(self) -> bool:
+        """Whether the generator must have learned paths from templates before it comes here, if it is given."""
+        return self.generator.template_paths > 0 or self.generate.template_refinement == "path"
 
     def refusal(self, process: Process) -> str | None:
         """Why a generator that was trained on ``process`` is of no use to this campaign; None if it is.
@@ -821,18 +1003,37 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "download": ("data",),
     "build_crysdb": ("crysdb", "energy_model.label", "seed"),
     "train_energy_model": ("energy_model", "process", "seed"),
-    "relax_dataset": ("relax",),
-    "pretrain_generator_stage1": ("generator.backbone", "pretrain.stage1", "process", "seed"),
-    "pretrain_generator_stage2": ("pretrain.stage2", "seed"),
-    "finetune_generator": ("finetune", "generator.pretrained", "crysdb.stable_threshold", "seed"),
+    "relax_dataset": ("relax", "energy_model.pretrained"),
+    "pair_templates": ("templates.max_pair_rmse",),
+    "pretrain_generator_stage1": (
+        "generator.backbone",
+        "generator.template_paths",
+        "pretrain.stage1",
+        "pretrain.crystals",
+        "crysdb.stable_threshold",
+        "process",
+        "seed",
+    ),
+    "pretrain_generator_stage2": ("generator.template_paths", "pretrain.stage2", "seed"),
+    "finetune_generator": (
+        "finetune",
+        "generator",
+        "pretrain.stages",
+        "process",
+        "crysdb.stable_threshold",
+        "seed",
+    ),
     "plan_candidates": (
         "generate.compositions",
         "generate.test_split",
         "generate.samples",
         "generate.shard_size",
         "generate.max_atoms",
+        "generate.template_share",
         "seed",
     ),
+    "index_templates": ("templates.distance", "templates.learned", "templates.same_type"),
+    "propose_templates": ("templates.exclude", "generate.template_share", "generate.samples"),
     "generate_candidates": (
         "generate.steps",
         "generate.corrector",
@@ -840,11 +1041,15 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "generate.method",
         "generate.annealing",
         "generate.guidance_scale",
+        "generate.guidance",
         "generate.batch_atoms",
+        "generate.template_refinement",
+        "generate.template_steps",
+        "generate.template_noise",
         "seed",
     ),
     "train_ranker": ("ranking", "templates", "screen.symprec", "seed"),
-    "screen_candidates": ("screen", "ranking.enabled", "ranking.matcher"),
+    "screen_candidates": ("screen", "ranking.enabled", "ranking.model", "ranking.matcher"),
     "evaluate": (
         "evaluate",
         "generate.compositions",
@@ -856,6 +1061,7 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "finetune_property": ("property", "seed"),
     "predict_property": (),
     "validate_qe": ("qe",),
+    "ablate": ("ablation", "evaluate.bootstrap", "seed"),
     "report": ("report",),
 }
 """Configuration keys that each stage uses: the rule's ``params``, so that other edits do not rerun it."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dao_pipeline.campaign_files import load_campaign
+from dao_pipeline.campaign_files import load_campaign, variants
 from dao_pipeline.config import Campaign, DataSource, Process, expand_path
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
 from dao_pipeline.crystals.formula import parse_formula
@@ -77,9 +77,26 @@ def _problems(campaigns: Mapping[Path, Campaign] | Mapping[str, Campaign]) -> li
                 "would overwrite one another; rename one."
             )
         owner.setdefault(campaign.name, origin)
-        for check in (_data, _tables, _pretrained, _ranker, _qe):
-            found += [f"{origin}: {problem}" for problem in check(campaign)]
+        own = _own_problems(campaign)
+        found += [f"{origin}: {problem}" for problem in own]
+        try:
+            differing = variants(campaign, str(origin))
+        except UserError as error:
+            found += str(error).splitlines()
+            continue
+        for name, variant in differing.items():
+            new = [problem for problem in _own_problems(variant) if problem not in own]
+            found += [f"{origin}: ablation.variants.{name}: {problem}" for problem in new]
+            if variant.generate.compositions is not None:
+                found.append(
+                    f"{origin}: ablation.variants.{name}: generate.compositions is set, so there are no known "
+                    "crystals to find; leave it null."
+                )
     return found
+
+
+def _own_problems(campaign: Campaign) -> list[str]:
+    return [problem for check in (_data, _tables, _pretrained, _ranker, _qe) for problem in check(campaign)]
 
 
 def _data(campaign: Campaign) -> Iterator[str]:
@@ -255,33 +272,44 @@ def _table(key: str, text: str, check: Callable[[Path], object]) -> Iterator[str
 
 
 def _pretrained(campaign: Campaign) -> Iterator[str]:
-    text = campaign.generator.pretrained
-    if text is None:
-        return
+    """Problems of the model directories that the campaign names."""
+    for key, text, kind in (
+        ("energy_model.pretrained", campaign.energy_model.pretrained, "dao_p"),
+        ("generator.pretrained", campaign.generator.pretrained, "dao_g"),
+    ):
+        if text is not None:
+            yield from (f"{key} = {text}: {problem}" for problem in _model(campaign, text, kind))
+
+
+def _model(campaign: Campaign, text: str, kind: str) -> Iterator[str]:
     try:
         folder = expand_path(text)
     except UserError as error:
-        yield f"generator.pretrained = {text}: {_reason(error)}"
+        yield _reason(error)
         return
     if missing := [name for name in _MODEL_FILES if not (folder / name).is_file()]:
         yield (
-            f"generator.pretrained = {text}: {' and '.join(missing)} not found in {folder}; name a model "
-            "directory, or leave the key out to pretrain."
+            f"{' and '.join(missing)} not found in {folder}; name a model directory, or leave the key out to "
+            "train one."
         )
         return
     try:
         note = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind, process = note["kind"], Process.of_model(note["process"])
+        found, process = note["kind"], Process.of_model(note["process"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        yield (
-            f"generator.pretrained = {text}: {folder / 'config.json'} describes no model "
-            f"({type(error).__name__}: {error}); name another directory."
-        )
+        file = folder / "config.json"
+        yield f"{file} describes no model ({type(error).__name__}: {error}); name another directory."
         return
-    if kind != "dao_g":
-        yield f"generator.pretrained = {text}: a {kind} model cannot generate; name a DAO-G directory."
+    if found != kind:
+        wanted, use = {"dao_g": ("DAO-G", "generate"), "dao_p": ("DAO-P", "predict energies")}[kind]
+        yield f"a {found} model cannot {use}; name a {wanted} directory."
     elif refusal := campaign.refusal(process):
-        yield f"generator.pretrained = {text}: {refusal}."
+        yield f"{refusal}."
+    elif kind == "dao_g" and note.get("template_errors") is None and campaign.needs_paths():
+        yield (
+            f"{folder} has not learned paths from templates, which generator.template_paths or "
+            "generate.template_refinement: path needs; set 0 and none, or name another directory."
+        )
 
 
 def _ranker(campaign: Campaign) -> Iterator[str]:

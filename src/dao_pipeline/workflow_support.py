@@ -5,6 +5,7 @@ Every job parses the Snakefile again, so nothing heavy (torch, pymatgen) may be 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
-from dao_pipeline.campaign_files import deep_merge, parse_campaign, read_yaml
+from dao_pipeline.campaign_files import deep_merge, parse_campaign, read_yaml, variants
 from dao_pipeline.config import STAGE_SETTINGS, Campaign, Resources, expand_path, stage_settings
 from dao_pipeline.errors import UserError
 
@@ -97,13 +98,19 @@ class Campaigns(Mapping[str, Campaign]):
 
     Methods that take a stage or a kind of resources return a function of wildcards, as Snakemake wants it;
     so no rule can read another campaign's configuration.
+
+    The variants of an ablation are campaigns of their own, named CAMPAIGN/ablation/VARIANT: the same rules make
+    them. They are no targets, and what several of them would make alike is made once (``owner``).
     """
 
     def __init__(self, campaigns: Mapping[str, Campaign]) -> None:
         self._campaigns = dict(campaigns)
+        self._variants = {name: list(variants(c, name).values()) for name, c in campaigns.items()}
+        self._all = self._campaigns | {v.name: v for found in self._variants.values() for v in found}
+        self._made_from: dict[tuple[str, str], str] = {}
 
     def __getitem__(self, name: str) -> Campaign:
-        return self._campaigns[name]
+        return self._all[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._campaigns)
@@ -114,7 +121,44 @@ class Campaigns(Mapping[str, Campaign]):
     @property
     def pattern(self) -> str:
         """Regular expression of the wildcard ``campaign``."""
-        return "|".join(re.escape(name) for name in self)
+        return "|".join(re.escape(name) for name in self._all)
+
+    def owner(self, stage: str, name: str) -> Campaign:
+        """The campaign in whose folder ``stage`` of the campaign ``name`` is made.
+
+        It is itself, unless ``name`` is a variant in which the stage has the same settings and inputs as in its
+        campaign or in an earlier variant.
+        """
+        if name in self._campaigns:
+            return self[name]
+        base = name.removesuffix(f"/ablation/{name.rpartition('/')[2]}")
+        wanted = self.made_from(stage, name)
+        others = (base, *(variant.name for variant in self._variants[base]))
+        return next(self[other] for other in others if self.made_from(stage, other) == wanted)
+
+    def made_from(self, stage: str, name: str) -> str:
+        """Hash of what a stage is made from: its settings, and those of all that it reads."""
+        if (stage, name) not in self._made_from:
+            campaign = self[name]
+            read = [self.made_from(other, name) for other in _read_by(campaign, stage)]
+            text = json.dumps([stage, stage_settings(campaign, stage), read], sort_keys=True)
+            self._made_from[stage, name] = hashlib.sha256(text.encode()).hexdigest()
+        return self._made_from[stage, name]
+
+    def at(self, stage: str, path: str) -> Callable[[Any], str]:
+        """A file of ``stage``, given by its path in the folder of a campaign; wildcards in braces.
+
+        Of DAO-P, where the campaign names one, that in its directory.
+        """
+
+        def of(wildcards: Any) -> str:
+            given = self[wildcards.campaign].energy_model.pretrained
+            if stage == "train_energy_model" and given:
+                return f"{expand_path(given)}/{Path(path).name}"
+            folder = self.owner(stage, wildcards.campaign).name
+            return f"results/{folder}/{path.format(**dict(wildcards.items()))}"
+
+        return of
 
     # params
 
@@ -175,24 +219,65 @@ class Campaigns(Mapping[str, Campaign]):
         path = self[wildcards.campaign].property.path
         return [str(expand_path(path))] if path else []
 
-    def pretrained(self, wildcards: Any) -> str:
-        """Weights that fine-tuning starts from: the second stage of pretraining, or a given model."""
-        given = self[wildcards.campaign].generator.pretrained
-        folder = str(expand_path(given)) if given else f"results/{wildcards.campaign}/models/dao_g/stage2"
-        return f"{folder}/model.safetensors"
+    def pretrained(self, wildcards: Any) -> list[str]:
+        """Weights that fine-tuning starts from: the last stage of pretraining, a given model, or none."""
+        campaign = self[wildcards.campaign]
+        if given := campaign.generator.pretrained:
+            return [f"{expand_path(given)}/model.safetensors"]
+        if not campaign.pretrain.stages:
+            return []
+        stage = f"stage{campaign.pretrain.stages}"
+        return [self.at(f"pretrain_generator_{stage}", f"models/dao_g/{stage}/model.safetensors")(wildcards)]
+
+    def init(self, wildcards: Any) -> str:
+        """The option that names those weights' folder."""
+        return "".join(f"--init {shlex.quote(str(Path(file).parent))}" for file in self.pretrained(wildcards))
+
+    def proposed(self, wildcards: Any) -> list[str]:
+        """The templates of a shard's candidates, where the campaign makes some from templates."""
+        files = stage_files(self[wildcards.campaign], "propose_templates")
+        return files and [f"results/{wildcards.campaign}/candidates/templates/shard-{wildcards.shard}.parquet"]
 
     def ranker(self, wildcards: Any) -> list[str]:
         """Weights of the ranker, if the campaign has one: its own, or a given one."""
-        campaign = self[wildcards.campaign]
-        return [f"{folder}/model.safetensors" for folder in _ranker_folder(campaign)]
+        return [f"{folder}/model.safetensors" for folder in self._ranker_folder(wildcards)]
 
     def ranker_option(self, wildcards: Any) -> str:
         """What ``screen-candidates`` is told about the ranker."""
-        return "".join(f"--ranker {shlex.quote(folder)}" for folder in _ranker_folder(self[wildcards.campaign]))
+        return "".join(f"--ranker {shlex.quote(folder)}" for folder in self._ranker_folder(wildcards))
+
+    def _ranker_folder(self, wildcards: Any) -> list[str]:
+        """Directory of the campaign's ranker, or nothing."""
+        ranking = self[wildcards.campaign].ranking
+        if not ranking.enabled:
+            return []
+        if ranking.model:
+            return [str(expand_path(ranking.model))]
+        return [self.at("train_ranker", "models/ranker")(wildcards)]
 
     def stage_input(self, stage: str) -> Callable[[Any], list[str]]:
         """All files of ``stage`` in one campaign."""
-        return lambda wildcards: stage_files(self[wildcards.campaign], stage)
+        return lambda wildcards: stage_files(self.owner(stage, wildcards.campaign), stage)
+
+    def ablated(self, wildcards: Any) -> list[str]:
+        """What is known of each variant: which known crystals it found, and how its generator was trained."""
+        names = [variant.name for variant in self._variants[wildcards.campaign]]
+        return [file for name in names for file in self._ablated(name)]
+
+    def _ablated(self, name: str) -> tuple[str, str]:
+        evaluation, generator = (self.owner(stage, name).name for stage in ("evaluate", "finetune_generator"))
+        return (
+            f"results/{evaluation}/evaluation/targets.parquet",
+            f"results/{generator}/models/dao_g/finetuned/config.json",
+        )
+
+    def ablated_folders(self, wildcards: Any) -> str:
+        """The options that name each variant's folders of these files."""
+        options = []
+        for variant in self._variants[wildcards.campaign]:
+            folders = (str(Path(file).parent) for file in self._ablated(variant.name))
+            options.append(f"--variant {shlex.quote('='.join([variant.name.split('/')[-1], *folders]))}")
+        return " ".join(options)
 
     def report_input(self, wildcards: Any) -> list[str]:
         """All results that the report shows."""
@@ -215,9 +300,14 @@ class Campaigns(Mapping[str, Campaign]):
         """
         from dao_pipeline.config_files import write_resolved
 
-        for name, campaign in self.items():
+        for name, campaign in self._all.items():
             write_resolved(campaign, Path(f"results/{name}/config.yaml"))
             set_aside(campaign)
+
+
+def option(name: str, files: Sequence[str]) -> str:
+    """A command-line option with the file of an input that a campaign may do without; empty without it."""
+    return f"{name} {shlex.quote(str(files[0]))}" if files else ""
 
 
 def set_aside(campaign: Campaign) -> None:
@@ -230,18 +320,10 @@ def set_aside(campaign: Campaign) -> None:
         for folder in {path.parent for path in wanted}:
             pattern = next(iter(wanted)).name.split("-")[0] + "-*.parquet"
             for path in sorted(set(folder.glob(pattern)) - wanted):
-                target = Path("work", campaign.name, "earlier", *path.parts[2:])
+                target = Path("work", campaign.name, "earlier", path.relative_to("results", campaign.name))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(path, target)
                 print(f"{path} is not part of the campaign any more: moved to {target}", file=sys.stderr)
-
-
-def _ranker_folder(campaign: Campaign) -> list[str]:
-    """Directory of the campaign's ranker, or nothing."""
-    if not campaign.ranking.enabled:
-        return []
-    given = campaign.ranking.model
-    return [str(expand_path(given)) if given else f"results/{campaign.name}/models/ranker"]
 
 
 MODEL_FILES = ("model.safetensors", "config.json", "metrics.parquet")
@@ -261,29 +343,67 @@ REPORTED = (
 )
 """Stages whose files the report reads."""
 
-FAN_OUT = ("relax_dataset", "generate_candidates", "validate_qe")
+FAN_OUT = ("relax_dataset", "propose_templates", "generate_candidates", "validate_qe")
 """Stages that write one file per job into a folder."""
 
 RULES_OF_STAGE = {"pretrain_generator": ("pretrain_generator_stage1", "pretrain_generator_stage2")}
 """Stages that are more than one rule."""
 
 
+def _read_by(campaign: Campaign, stage: str) -> tuple[str, ...]:
+    """The stages whose files ``stage`` reads, up to the evaluation; what those read is not repeated."""
+    stages = 0 if campaign.generator.pretrained else campaign.pretrain.stages
+    match stage:
+        case "download":
+            return ()
+        case "relax_dataset" | "screen_candidates":
+            own: tuple[str, ...] = ()
+            if stage == "screen_candidates":
+                ranks = campaign.ranking.enabled and campaign.ranking.model is None
+                own = ("plan_candidates", "generate_candidates", *(("train_ranker",) if ranks else ()))
+            return ("train_energy_model", *own)
+        case "train_ranker":
+            return ("build_crysdb", "train_energy_model")
+        case "pretrain_generator_stage2":
+            return ("relax_dataset", "pretrain_generator_stage1")
+        case "finetune_generator":
+            return (f"pretrain_generator_stage{stages}",) if stages else ("build_crysdb",)
+        case "generate_candidates":
+            return ("plan_candidates", "train_energy_model", "finetune_generator")
+        case "evaluate":
+            return ("screen_candidates",)
+        case "build_crysdb":
+            return ("download",)
+        case _:
+            return ("build_crysdb",)
+
+
 def stage_files(campaign: Campaign, stage: str) -> list[str]:
     """What ``stage`` writes for ``campaign``; nothing if the campaign does without it."""
     base = f"results/{campaign.name}"
-    pretrains = campaign.generator.pretrained is None
+    stages = 0 if campaign.generator.pretrained else campaign.pretrain.stages
     match stage:
         case "download":
             files = ["raw/crystals.parquet", "raw/rejected.parquet"]
         case "build_crysdb":
             files = [f"crysdb/{name}.parquet" for name in ("train", "val", "test", "rejected")]
         case "train_energy_model":
-            files = [f"models/dao_p/{name}" for name in MODEL_FILES]
+            files = [f"models/dao_p/{name}" for name in MODEL_FILES if campaign.energy_model.pretrained is None]
+        case "index_templates":
+            names = ("index.json", "templates.parquet", "index.safetensors")
+            wanted = campaign.generate.templates > 0 or campaign.generator.template_paths > 0
+            files = [f"templates/index/{name}" for name in names] if wanted else []
+        case "pair_templates":
+            files = ["templates/pairs.parquet"] if campaign.generator.template_paths > 0 else []
+        case "propose_templates":
+            number = _shards(campaign) if campaign.generate.templates > 0 else 0
+            files = [f"candidates/templates/shard-{shard:04d}.parquet" for shard in range(number)]
         case "relax_dataset":
-            files = [f"relaxed/shard-{job:03d}.parquet" for job in range(campaign.relax.jobs)] if pretrains else []
+            jobs = campaign.relax.jobs if stages == 2 else 0
+            files = [f"relaxed/shard-{job:03d}.parquet" for job in range(jobs)]
         case "pretrain_generator_stage1" | "pretrain_generator_stage2":
             folder = stage.removeprefix("pretrain_generator_")
-            files = [f"models/dao_g/{folder}/{name}" for name in MODEL_FILES] if pretrains else []
+            files = [f"models/dao_g/{folder}/{name}" for name in MODEL_FILES] if stages >= int(stage[-1]) else []
         case "finetune_generator":
             files = [f"models/dao_g/finetuned/{name}" for name in MODEL_FILES]
         case "plan_candidates":
@@ -300,13 +420,19 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
             known = campaign.generate.compositions is None
             files = [f"evaluation/{name}.parquet" for name in ("samples", "targets", "summary")] if known else []
         case "finetune_property":
-            names = (*MODEL_FILES, "rejected.parquet")
-            files = [f"models/property/{name}" for name in names] if campaign.property.enabled else []
+            wanted = campaign.property.enabled
+            files = [f"models/property/{name}" for name in (*MODEL_FILES, "rejected.parquet")] if wanted else []
         case "predict_property":
             files = ["properties/predictions.parquet"] if campaign.property.enabled else []
         case "validate_qe":
             number = _compositions(campaign) * campaign.qe.top_k if campaign.qe.enabled else 0
             files = [f"validation/candidate-{n:04d}.parquet" for n in range(number)]
+        case "ablate":
+            files = (
+                [f"ablation/{name}" for name in ("summary.parquet", "table.md")]
+                if campaign.ablation.variants
+                else []
+            )
         case "report":
             files = ["report/index.html"]
         case _:
@@ -345,6 +471,7 @@ def planned_shard(campaign: Campaign, shard: int) -> str:
         {
             "rows": [start, stop],
             "samples": generate.samples,
+            "templates": generate.templates,
             "compositions": asked,
             "max_atoms": generate.max_atoms,
         }
@@ -436,8 +563,13 @@ def _rule_names(names: Iterable[str]) -> frozenset[str]:
     return frozenset(rule for name in names for rule in RULES_OF_STAGE.get(name, (name,)))
 
 
-_PRETRAINED = "generator.pretrained names a model that is pretrained already"
+_NO_TEMPLATES = "generate.template_share is 0"
+_PRETRAINED = "generator.pretrained names a model that is pretrained already, or pretrain.stages leaves it out"
 _WHY_NOT = {
+    "train_energy_model": "energy_model.pretrained names a DAO-P",
+    "index_templates": f"{_NO_TEMPLATES}, and so is generator.template_paths",
+    "pair_templates": "generator.template_paths is 0",
+    "propose_templates": _NO_TEMPLATES,
     "relax_dataset": _PRETRAINED,
     "pretrain_generator": _PRETRAINED,
     "pretrain_generator_stage1": _PRETRAINED,
@@ -447,4 +579,5 @@ _WHY_NOT = {
     "finetune_property": "property.enabled is false",
     "predict_property": "property.enabled is false",
     "validate_qe": "qe.enabled is false",
+    "ablate": "ablation.variants is empty",
 }

@@ -110,12 +110,13 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def energies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Known energies in place of DAO-P's, so that the order is known."""
 
-    def predict(model: Path, table: pa.Table, batch_atoms: int = 6000) -> np.ndarray:
+    def predict(model: Path, table: pa.Table, batch_atoms: int = 6000) -> tuple[np.ndarray, np.ndarray]:
         exists = table["lattice"].is_valid().to_pylist()
         ids = table["id"].to_pylist()
-        return np.array([CANDIDATES[i][1] if ok else np.nan for i, ok in zip(ids, exists, strict=True)])
+        known = np.array([CANDIDATES[i][1] if ok else np.nan for i, ok in zip(ids, exists, strict=True)])
+        return known, 0.1 * known
 
-    monkeypatch.setattr("dao_pipeline.energy.predict.predict_energies", predict)
+    monkeypatch.setattr("dao_pipeline.energy.predict.predict_with_std", predict)
 
 
 def run(campaign: Campaign, folder: Path) -> dict[str, dict[str, Any]]:
@@ -144,7 +145,8 @@ def test_every_planned_candidate_has_a_row_with_a_verdict(campaign: Campaign, fo
         assert row["valid"] == (row["status"] == "ok")
         assert (row["group"] is not None) == row["valid"]
         assert (row["rank"] is not None) == bool(row["unique"])
-    assert rows["cand:1:2"]["energy_pred"] is None
+    assert rows["cand:1:2"]["energy_pred"] is rows["cand:1:2"]["energy_std_pred"] is None
+    assert rows["cand:0:0"]["energy_std_pred"] == pytest.approx(0.1 * rows["cand:0:0"]["energy_pred"])
     assert rows["cand:1:2"]["lattice"] is None
     assert rows["cand:1:2"]["atomic_numbers"] == [30, 16]
     assert rows["cand:0:0"]["target_id"] == "t0"

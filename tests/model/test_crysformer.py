@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from dao_pipeline.model.attention import LARGEST_DISTANCE, RADIAL, EdgeFeatures, radial_features
+from dao_pipeline.model.attention import (
+    CUTOFF,
+    LARGEST_DISTANCE,
+    RADIAL,
+    EdgeFeatures,
+    radial_density,
+    radial_features,
+)
 from dao_pipeline.model.crysformer import Crysformer, GatedResidual, orthogonal_factor
 from dao_pipeline.model.layout import Layout
 from tests.model import reference
@@ -147,3 +155,74 @@ def test_orthogonal_factor() -> None:
 def test_layout_refuses_empty_crystals() -> None:
     with pytest.raises(ValueError, match="at least one atom"):
         Layout.from_ptr(torch.tensor([0, 2, 2, 3]))
+
+
+def random_pairs(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coordinates (2, 5, 3) and lattices (2, 3, 3) in angstrom, about cubes with edges of 6 angstrom."""
+    g = torch.Generator().manual_seed(seed)
+    lattice = 6 * torch.eye(3, dtype=torch.float64) + 0.6 * torch.randn(2, 3, 3, generator=g, dtype=torch.float64)
+    return torch.rand(2, 5, 3, generator=g, dtype=torch.float64), lattice
+
+
+def density_of(coords: torch.Tensor, lattice: torch.Tensor) -> torch.Tensor:
+    return radial_density(coords, lattice @ lattice.transpose(1, 2))
+
+
+def test_density_counts_the_images_that_pymatgen_finds() -> None:
+    """The sum over each pair's images of a Gaussian of their distance, in a cell longer than the cutoff."""
+    from pymatgen.core import Structure
+
+    coords, lattice = random_pairs(0)
+    found = density_of(coords, lattice)
+    width = CUTOFF / (RADIAL - 1)
+    centres = np.linspace(0, CUTOFF, RADIAL)
+    for c in range(2):
+        structure = Structure(lattice[c].numpy(), ["Si"] * 5, coords[c].numpy())
+        i, j, _, distance = structure.get_neighbor_list(CUTOFF + 3 * width)
+        expected = np.zeros((5, 5, RADIAL))
+        np.add.at(expected, (i, j), np.exp(-(((distance[:, None] - centres) / width) ** 2)))
+        expected[np.arange(5), np.arange(5)] += np.exp(-((centres / width) ** 2))  # the atom itself
+        # Gaussians that end before 6 - 0.6 angstrom see no image that is missing or fades
+        near = centres + 2 * width < 5.0
+        np.testing.assert_allclose(found[c].numpy()[..., near], expected[..., near], atol=0.03)
+
+
+def test_density_ignores_rotation_origin_images_and_names_of_axes() -> None:
+    coords, lattice = random_pairs(1)
+    found = density_of(coords, lattice)
+    torch.testing.assert_close(found, found.transpose(1, 2), rtol=0, atol=0)
+    turn_by, _ = torch.linalg.qr(
+        torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    )
+    torch.testing.assert_close(density_of(coords, lattice @ turn_by), found, rtol=1e-9, atol=1e-9)
+    moved = coords + torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(density_of(moved, lattice), found, rtol=1e-7, atol=1e-7)
+    order = [2, 0, 1]
+    torch.testing.assert_close(density_of(coords[..., order], lattice[:, order]), found, rtol=1e-9, atol=1e-9)
+
+
+def test_density_is_smooth_where_the_nearest_image_changes() -> None:
+    """An atom that moves by half a short cell: values on both sides of the change agree, and so do slopes."""
+    lattice = 3.0 * torch.eye(3, dtype=torch.float64)[None]
+
+    def at(x: float) -> torch.Tensor:
+        return density_of(torch.tensor([[[0.0, 0, 0], [x, 0.1, 0.2]]], dtype=torch.float64), lattice)[0, 0, 1]
+
+    step = 1e-4
+    left, middle, right = at(0.5 - step), at(0.5), at(0.5 + step)
+    torch.testing.assert_close(left, right, rtol=0, atol=1e-9)
+    assert float((right - 2 * middle + left).abs().max()) < 1e-5
+    assert float((at(0.45) - middle).abs().max()) > 1e-3
+
+
+def test_a_bond_looks_the_same_in_all_crystals() -> None:
+    """Distances in angstrom: the same cell given in units of two compositions with different volumes."""
+    layout = Layout.from_ptr(torch.tensor([0, 2, 4]))
+    edge = torch.tensor([40.0, 80.0]).pow(1 / 3)
+    cells = 10 * torch.eye(3).repeat(2, 1, 1) / edge[:, None, None]
+    coords = torch.tensor([[0.0, 0, 0], [0.2, 0, 0]] * 2)
+    seen = EdgeFeatures.of(coords, cells, layout, frequencies=2, joint=False, distances=True, unit=edge).radial
+    assert seen is not None
+    torch.testing.assert_close(seen[0][0], seen[0][1], rtol=1e-5, atol=1e-6)
+    peak = seen[0][0, 0, 1].argmax() * CUTOFF / (RADIAL - 1)
+    assert float(peak) == pytest.approx(2.0, abs=CUTOFF / (RADIAL - 1))

@@ -72,7 +72,9 @@ def test_settings_of_the_paper(campaign: Campaign) -> None:
     assert (process.remove_drift, process.lattice_scale) == (False, "none")
     for backbone in (energy.backbone, campaign.generator.backbone):
         assert (backbone.preset, backbone.edge_norm, backbone.noise_aware) == ("base", "joint", False)
-    assert (energy.exponential_loss, energy.clean_fraction) == (True, 0.0)
+        assert backbone.residual == "gated"
+    assert (energy.loss, energy.clean_fraction, energy.energy_weight) == ("exponential", 0.0, 1.0)
+    assert (energy.reference, energy.precursors) == ("none", "noisy")
     runs = {
         "dao_p": (energy.training, 2e-4, 0.0, 800),
         "stage1": (campaign.pretrain.stage1, 3e-4, 0.0, 800),

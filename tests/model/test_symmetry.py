@@ -63,6 +63,8 @@ VARIANTS = [
     Variant("separate in angstrom", PLAIN, {"lattice_scale": "none"}),
     Variant("distances as a bias", {**PLAIN, "distances": "bias"}),
     Variant("distances", {**PLAIN, "distances": "values"}),
+    Variant("distances of nearest images", {**PLAIN, "distances": "values", "neighbours": "nearest"}),
+    Variant("summed residuals", {"residual": "sum"}),
     Variant("noise-aware", {**PLAIN, "noise_aware": True}),
     Variant("default"),
     Variant("flow", process={"kind": "flow"}, lattice_turns=False),

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pyarrow as pa
@@ -7,8 +8,8 @@ import pytest
 
 from dao_pipeline.crystals.table import read_table, write_table
 from dao_pipeline.errors import UserError
-from dao_pipeline.report.candidates import MAX_ROWS, energies_section, ranked, top_section
-from dao_pipeline.report.coverage import candidates_funnel, crystals_funnel
+from dao_pipeline.report.candidates import MAX_ROWS, energies_section, made_from, ranked, top_section
+from dao_pipeline.report.coverage import candidates_funnel, crystals_funnel, novelty
 from dao_pipeline.report.figures import Axis, curves, histogram
 from dao_pipeline.report.found import ANY_ONE, comparison, found_section, sign_test
 from dao_pipeline.report.results import load_results
@@ -184,3 +185,30 @@ def test_hopeless_energies_are_counted_not_drawn(results):
     screened.loc[screened[screened["rank"] == 5].index[:2], "energy_pred"] = 1e6
     section = energies_section(type(results)(**{**vars(results), "screened": screened}), make_campaign())
     assert section.off_scale == 2
+
+
+def test_a_substitution_is_never_called_novel(tmp_path):
+    """Not in the counts, not in the table, not in the sentence, and nothing that matches one is."""
+    plain = load_results(build_results(tmp_path / "plain"))
+    steps = {step.name: step.count for step in candidates_funnel(None, plain.screened).steps}
+    screened = plain.screened.assign(
+        origin="template", template_id="mp-1", structure_type_known=[True] * len(plain.screened)
+    )
+    funnel = candidates_funnel(None, screened)
+    assert funnel.adds_up
+    assert steps["Novel"] > 0
+    assert {step.name: step.count for step in funnel.steps} == steps | {"Novel": 0}
+    reasons = dict(funnel.steps[-1].dropped)
+    assert reasons["known structure type with other elements"] == steps["Novel"]
+    assert novelty({"novel": True, "structure_type_known": True}) == "known type"
+    assert novelty({"novel": True, "structure_type_known": False}) == "yes"
+    assert novelty({"novel": True}) == "yes"
+    assert novelty({"novel": False, "structure_type_known": True}) == "no"
+    assert novelty({"novel": None, "structure_type_known": True}) == ""
+    top = top_section(replace(plain, screened=screened), make_campaign())
+    assert top.has_templates
+    assert {row.made_from for row in top.rows} == {"structure of mp-1"}
+    assert "yes" not in {row.novel for row in top.rows}
+    assert made_from({"origin": "template_refined", "template_id": "a"}) == "structure of a, refined"
+    assert made_from({"origin": "known", "template_id": "a"}) == "known crystal a"
+    assert made_from({"origin": None}) == made_from({"origin": "generated"}) == "DAO-G"

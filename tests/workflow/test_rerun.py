@@ -38,6 +38,11 @@ def test_results_explain_themselves(finished: Finished) -> None:
         ("finetune={training: {steps: 5}}", follow("finetune_generator")),
         ("generate={samples: 5}", follow("plan_candidates")),
         ("generate={guidance_scale: 2}", follow("generate_candidates")),
+        ("generate={template_steps: 3}", follow("generate_candidates")),
+        ("generate={template_share: 0.25}", follow("plan_candidates", "propose_templates")),
+        ("templates={same_type: 0.1}", follow("index_templates")),
+        ("templates={exclude: composition}", follow("propose_templates")),
+        ("templates={max_pair_rmse: 0.2}", follow("pair_templates")),
         ("screen={top_k: 3}", follow("screen_candidates")),
         ("evaluate={bootstrap: 20}", {"evaluate", "report"}),
         ("report={title: Tiny}", {"report"}),
@@ -66,6 +71,9 @@ def test_an_edit_of_two_sections(finished: Finished) -> None:
         ("training/generator.py", follow("pretrain_generator_stage1")),
         ("process/sampler.py", follow("generate_candidates")),
         ("candidates/screen.py", follow("screen_candidates")),
+        ("candidates/from_templates.py", follow("generate_candidates")),
+        ("templates/propose.py", follow("propose_templates")),
+        ("templates/align.py", follow("pair_templates")),
         ("evaluation/metrics.py", {"evaluate", "report"}),
         ("report/page.py", {"report"}),
         ("qe/run.py", set()),
@@ -117,7 +125,8 @@ def test_a_campaign_grows_by_shards(finished: Finished, tmp_path: Path) -> None:
     )
     run = run_snakemake(*options, cwd=folder, PYTHONPATH=str(finished.source))
     assert run.code == 0, run.output
-    assert run.jobs == {"plan_candidates": 1, "plan_shard": 1, "generate_candidates": 1, "screen_candidates": 1}
+    grown = ("plan_candidates", "plan_shard", "propose_templates", "generate_candidates", "screen_candidates")
+    assert run.jobs == dict.fromkeys(grown, 1)
     shards = sorted((folder / "results/tiny/candidates/generated").iterdir())
     assert [path.name for path in shards] == [f"shard-{n:04d}.parquet" for n in range(3)]
     old = finished.folder / "results/tiny/candidates/generated"

@@ -99,8 +99,9 @@ def test_problems_of_all_campaigns_are_named_at_once(tmp_path: Path) -> None:
 
 def test_every_stage_has_files() -> None:
     learnt = {"enabled": True, "path": "labels.parquet", "column": "bulk"}
-    optional = {"qe": {"enabled": True}, "property": learnt, "ranking": {"enabled": True}}
-    campaign = parse_campaign({"name": "x", **optional}, "x")
+    values = {"qe": {"enabled": True}, "property": learnt, "ablation": {"variants": {"v": {}}}}
+    values |= {"generate": {"template_share": 0.5}, "generator": {"template_paths": 0.5}}
+    campaign = parse_campaign({"name": "x", "ranking": {"enabled": True}} | values, "x")
     names = [path for stage in STAGES for path in stage_files(campaign, stage)]
     assert len(names) == len(set(names))
     assert all(stage_files(campaign, stage) for stage in STAGES)

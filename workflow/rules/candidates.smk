@@ -3,8 +3,8 @@
 
 rule plan_candidates:
     input:
-        train="results/{campaign}/crysdb/train.parquet",
-        test="results/{campaign}/crysdb/test.parquet",
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        test=campaigns.at("build_crysdb", "crysdb/test.parquet"),
     output:
         "results/{campaign}/candidates/plan.parquet",
     log:
@@ -30,8 +30,8 @@ rule plan_candidates:
 # the plan, which is written anew only if what `shard` says changes.
 rule plan_shard:
     input:
-        train="results/{campaign}/crysdb/train.parquet",
-        test="results/{campaign}/crysdb/test.parquet",
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        test=campaigns.at("build_crysdb", "crysdb/test.parquet"),
     output:
         "results/{campaign}/candidates/planned/shard-{shard}.parquet",
     log:
@@ -51,11 +51,42 @@ rule plan_shard:
         " --out {output:q} > {log:q} 2>&1"
 
 
-rule generate_candidates:
+rule propose_templates:
     input:
         plan="results/{campaign}/candidates/planned/shard-{shard}.parquet",
-        generator="results/{campaign}/models/dao_g/finetuned/model.safetensors",
-        energy_model="results/{campaign}/models/dao_p/model.safetensors",
+        index=campaigns.stage_input("index_templates"),
+    output:
+        "results/{campaign}/candidates/templates/shard-{shard}.parquet",
+    log:
+        "logs/{campaign}/propose_templates-{shard}.log",
+    benchmark:
+        "results/{campaign}/timings/propose_templates-{shard}.tsv"
+    conda:
+        "../../envs/pipeline.yaml"
+    threads: campaigns.threads("cpu")
+    resources:
+        mem_mb=campaigns.mem_mb("cpu"),
+        runtime=campaigns.runtime("cpu"),
+    params:
+        config="results/{campaign}/config.yaml",
+        index="results/{campaign}/templates/index",
+        settings=campaigns.settings("propose_templates"),
+        code=stage_code_hash("propose_templates"),
+    shell:
+        "dao-pipeline propose-templates --config {params.config:q} --plan {input.plan:q} --index {params.index:q}"
+        " --out {output:q} > {log:q} 2>&1"
+
+
+rule generate_candidates:
+    input:
+        plan=campaigns.at("plan_candidates", "candidates/planned/shard-{shard}.parquet"),
+        templates=campaigns.proposed,
+        generator=campaigns.at(
+            "finetune_generator", "models/dao_g/finetuned/model.safetensors"
+        ),
+        energy_model=campaigns.at(
+            "train_energy_model", "models/dao_p/model.safetensors"
+        ),
     output:
         "results/{campaign}/candidates/generated/shard-{shard}.parquet",
     log:
@@ -75,21 +106,24 @@ rule generate_candidates:
         generator=subpath(input.generator, parent=True),
         energy_model=subpath(input.energy_model, parent=True),
         work="work/{campaign}/generate_candidates/shard-{shard}",
+        templates=lambda wildcards, input: option("--templates", input.templates),
         settings=campaigns.settings("generate_candidates"),
         code=stage_code_hash("generate_candidates"),
     shell:
         "dao-pipeline generate-candidates --config {params.config:q} --plan {input.plan:q} --shard {wildcards.shard}"
-        " --generator {params.generator:q} --energy-model {params.energy_model:q}"
+        " --generator {params.generator:q} --energy-model {params.energy_model:q} {params.templates}"
         " --out {output:q} --work {params.work:q} > {log:q} 2>&1"
 
 
 # Only in campaigns that rank by probability (ranking.enabled).
 rule train_ranker:
     input:
-        train="results/{campaign}/crysdb/train.parquet",
-        val="results/{campaign}/crysdb/val.parquet",
-        test="results/{campaign}/crysdb/test.parquet",
-        energy_model="results/{campaign}/models/dao_p/model.safetensors",
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
+        test=campaigns.at("build_crysdb", "crysdb/test.parquet"),
+        energy_model=campaigns.at(
+            "train_energy_model", "models/dao_p/model.safetensors"
+        ),
     output:
         weights="results/{campaign}/models/ranker/model.safetensors",
         config="results/{campaign}/models/ranker/config.json",
@@ -121,11 +155,13 @@ rule train_ranker:
 
 rule screen_candidates:
     input:
-        plan="results/{campaign}/candidates/plan.parquet",
+        plan=campaigns.at("plan_candidates", "candidates/plan.parquet"),
         generated=campaigns.stage_input("generate_candidates"),
-        train="results/{campaign}/crysdb/train.parquet",
-        val="results/{campaign}/crysdb/val.parquet",
-        energy_model="results/{campaign}/models/dao_p/model.safetensors",
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
+        energy_model=campaigns.at(
+            "train_energy_model", "models/dao_p/model.safetensors"
+        ),
         ranker=campaigns.ranker,
     output:
         screened="results/{campaign}/candidates/screened.parquet",
@@ -142,7 +178,7 @@ rule screen_candidates:
         runtime=campaigns.runtime("cpu"),
     params:
         config="results/{campaign}/config.yaml",
-        generated="results/{campaign}/candidates/generated",
+        generated=campaigns.at("generate_candidates", "candidates/generated"),
         crysdb=subpath(input.train, parent=True),
         energy_model=subpath(input.energy_model, parent=True),
         ranker=campaigns.ranker_option,

@@ -33,7 +33,7 @@ rule download:
 
 rule build_crysdb:
     input:
-        raw="results/{campaign}/raw/crystals.parquet",
+        raw=campaigns.at("download", "raw/crystals.parquet"),
         exclude=campaigns.excluded,
     output:
         train="results/{campaign}/crysdb/train.parquet",

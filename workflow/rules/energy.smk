@@ -6,8 +6,8 @@
 
 rule train_energy_model:
     input:
-        train="results/{campaign}/crysdb/train.parquet",
-        val="results/{campaign}/crysdb/val.parquet",
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
     output:
         weights="results/{campaign}/models/dao_p/model.safetensors",
         config="results/{campaign}/models/dao_p/config.json",
@@ -38,8 +38,8 @@ rule train_energy_model:
 
 rule relax_dataset:
     input:
-        train="results/{campaign}/crysdb/train.parquet",
-        model="results/{campaign}/models/dao_p/model.safetensors",
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        model=campaigns.at("train_energy_model", "models/dao_p/model.safetensors"),
     output:
         "results/{campaign}/relaxed/shard-{job}.parquet",
     log:

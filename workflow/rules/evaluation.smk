@@ -3,10 +3,12 @@
 
 rule evaluate:
     input:
-        screened="results/{campaign}/candidates/screened.parquet",
-        train="results/{campaign}/crysdb/train.parquet",
-        test="results/{campaign}/crysdb/test.parquet",
-        energy_model="results/{campaign}/models/dao_p/model.safetensors",
+        screened=campaigns.at("screen_candidates", "candidates/screened.parquet"),
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        test=campaigns.at("build_crysdb", "crysdb/test.parquet"),
+        energy_model=campaigns.at(
+            "train_energy_model", "models/dao_p/model.safetensors"
+        ),
     output:
         samples="results/{campaign}/evaluation/samples.parquet",
         targets="results/{campaign}/evaluation/targets.parquet",
@@ -31,3 +33,30 @@ rule evaluate:
     shell:
         "dao-pipeline evaluate --config {params.config:q} --screened {input.screened:q} --crysdb {params.crysdb:q}"
         " --energy-model {params.energy_model:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+# The variants of a campaign are campaigns of their own to all rules above (workflow_support.Campaigns).
+rule ablate:
+    input:
+        campaigns.ablated,
+    output:
+        summary="results/{campaign}/ablation/summary.parquet",
+        table="results/{campaign}/ablation/table.md",
+    log:
+        "logs/{campaign}/ablate.log",
+    benchmark:
+        "results/{campaign}/timings/ablate.tsv"
+    conda:
+        "../../envs/pipeline.yaml"
+    threads: 1
+    resources:
+        mem_mb=campaigns.mem_mb("cpu"),
+        runtime=campaigns.runtime("cpu"),
+    params:
+        config="results/{campaign}/config.yaml",
+        variants=campaigns.ablated_folders,
+        out=subpath(output.summary, parent=True),
+        settings=campaigns.settings("ablate"),
+        code=stage_code_hash("ablate"),
+    shell:
+        "dao-pipeline ablate --config {params.config:q} {params.variants} --out {params.out:q} > {log:q} 2>&1"

@@ -3,8 +3,9 @@
 
 rule pretrain_generator_stage1:
     input:
-        train="results/{campaign}/crysdb/train.parquet",
-        val="results/{campaign}/crysdb/val.parquet",
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
+        pairs=campaigns.stage_input("pair_templates"),
     output:
         weights="results/{campaign}/models/dao_g/stage1/model.safetensors",
         config="results/{campaign}/models/dao_g/stage1/config.json",
@@ -26,18 +27,22 @@ rule pretrain_generator_stage1:
         crysdb=subpath(input.train, parent=True),
         out=subpath(output.weights, parent=True),
         work="work/{campaign}/pretrain_generator_stage1",
+        pairs=lambda wildcards, input: option("--pairs", input.pairs),
         settings=campaigns.settings("pretrain_generator_stage1"),
         code=stage_code_hash("pretrain_generator_stage1"),
     shell:
         "dao-pipeline pretrain-generator --stage 1 --config {params.config:q} --crysdb {params.crysdb:q}"
-        " --out {params.out:q} --work {params.work:q} > {log:q} 2>&1"
+        " --out {params.out:q} --work {params.work:q} {params.pairs} > {log:q} 2>&1"
 
 
 rule pretrain_generator_stage2:
     input:
-        val="results/{campaign}/crysdb/val.parquet",
+        val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
         relaxed=campaigns.stage_input("relax_dataset"),
-        init="results/{campaign}/models/dao_g/stage1/model.safetensors",
+        init=campaigns.at(
+            "pretrain_generator_stage1", "models/dao_g/stage1/model.safetensors"
+        ),
+        pairs=campaigns.stage_input("pair_templates"),
     output:
         weights="results/{campaign}/models/dao_g/stage2/model.safetensors",
         config="results/{campaign}/models/dao_g/stage2/config.json",
@@ -57,24 +62,26 @@ rule pretrain_generator_stage2:
     params:
         config="results/{campaign}/config.yaml",
         crysdb=subpath(input.val, parent=True),
-        relaxed="results/{campaign}/relaxed",
+        relaxed=campaigns.at("relax_dataset", "relaxed"),
         init=subpath(input.init, parent=True),
         out=subpath(output.weights, parent=True),
         work="work/{campaign}/pretrain_generator_stage2",
+        pairs=lambda wildcards, input: option("--pairs", input.pairs),
         settings=campaigns.settings("pretrain_generator_stage2"),
         code=stage_code_hash("pretrain_generator_stage2"),
     shell:
         "dao-pipeline pretrain-generator --stage 2 --config {params.config:q} --crysdb {params.crysdb:q}"
         " --relaxed {params.relaxed:q} --init {params.init:q}"
-        " --out {params.out:q} --work {params.work:q} > {log:q} 2>&1"
+        " --out {params.out:q} --work {params.work:q} {params.pairs} > {log:q} 2>&1"
 
 
 rule finetune_generator:
     input:
-        train="results/{campaign}/crysdb/train.parquet",
-        val="results/{campaign}/crysdb/val.parquet",
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
         table=campaigns.finetuning_table,
         init=campaigns.pretrained,
+        pairs=campaigns.stage_input("pair_templates"),
     output:
         weights="results/{campaign}/models/dao_g/finetuned/model.safetensors",
         config="results/{campaign}/models/dao_g/finetuned/config.json",
@@ -94,11 +101,12 @@ rule finetune_generator:
     params:
         config="results/{campaign}/config.yaml",
         crysdb=subpath(input.train, parent=True),
-        init=subpath(input.init, parent=True),
+        init=campaigns.init,
         out=subpath(output.weights, parent=True),
         work="work/{campaign}/finetune_generator",
+        pairs=lambda wildcards, input: option("--pairs", input.pairs),
         settings=campaigns.settings("finetune_generator"),
         code=stage_code_hash("finetune_generator"),
     shell:
-        "dao-pipeline finetune-generator --config {params.config:q} --crysdb {params.crysdb:q} --init {params.init:q}"
-        " --out {params.out:q} --work {params.work:q} > {log:q} 2>&1"
+        "dao-pipeline finetune-generator --config {params.config:q} --crysdb {params.crysdb:q} {params.init}"
+        " --out {params.out:q} --work {params.work:q} {params.pairs} > {log:q} 2>&1"

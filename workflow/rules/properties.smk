@@ -4,7 +4,7 @@
 rule finetune_property:
     input:
         labels=campaigns.property_table,
-        init="results/{campaign}/models/dao_p/model.safetensors",
+        init=campaigns.at("train_energy_model", "models/dao_p/model.safetensors"),
     output:
         weights="results/{campaign}/models/property/model.safetensors",
         config="results/{campaign}/models/property/config.json",
@@ -37,7 +37,7 @@ rule finetune_property:
 rule predict_property:
     input:
         model="results/{campaign}/models/property/model.safetensors",
-        screened="results/{campaign}/candidates/screened.parquet",
+        screened=campaigns.at("screen_candidates", "candidates/screened.parquet"),
     output:
         "results/{campaign}/properties/predictions.parquet",
     log:

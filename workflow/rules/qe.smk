@@ -3,7 +3,7 @@
 
 rule validate_qe:
     input:
-        screened="results/{campaign}/candidates/screened.parquet",
+        screened=campaigns.at("screen_candidates", "candidates/screened.parquet"),
     output:
         "results/{campaign}/validation/candidate-{number}.parquet",
     log:

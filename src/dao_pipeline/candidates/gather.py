@@ -92,7 +92,7 @@ def _complete(plan: pa.Table, table: pa.Table) -> pa.Table:
         for text, ok in zip(table["status"].to_pylist(), usable, strict=True)
     ]
     fixed = {
-        **{name: plan[name] for name in PLAN_COLUMNS},
+        **{name: plan[name] for name in PLAN_COLUMNS if name != "origin"},
         "atomic_numbers": pa.array(numbers, COLUMNS["atomic_numbers"].type),
         "status": pa.array(status, COLUMNS["status"].type),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,13 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from dao_pipeline.candidates.from_templates import template_rows
+from dao_pipeline.candidates.made import as_candidates
 from dao_pipeline.candidates.plan import PLAN_COLUMNS
 from dao_pipeline.config import Campaign, Generate, stage_settings
 from dao_pipeline.crystals.dataset import size_batches
-from dao_pipeline.crystals.flat import FlatCrystals, list_values, structure_columns
-from dao_pipeline.crystals.geometry import cell_parameters, lattices_from_parameters
+from dao_pipeline.crystals.flat import list_values
 from dao_pipeline.crystals.held_out import training_of
-from dao_pipeline.crystals.schema import COLUMNS
 from dao_pipeline.crystals.table import file_hash, is_finished, provenance, read_table, write_table
 from dao_pipeline.device import pick_device
 from dao_pipeline.energy.predict import guidance_gradient, load_energy_model
@@ -32,6 +33,7 @@ from dao_pipeline.model.dao import DaoModel, load_model
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.process import flow_sampler, sampler
 from dao_pipeline.process.flow import Flow
+from dao_pipeline.process.guidance import Steering, choose
 from dao_pipeline.progress import Reporter
 from dao_pipeline.seeds import stage_seed
 
@@ -46,10 +48,12 @@ def generate_candidates(
     shard: int,
     out: Path,
     work: Path,
+    templates: Path | None = None,
 ) -> None:
     """Generate the rows of ``plan`` that belong to ``shard``; one row each in ``out``, whatever happens.
 
-    A shard beyond the plan is an empty table. Raises ContinueLater when interrupted, and UserError for models that
+    Those with a row in ``templates`` are made from it, all others generated. A shard beyond the plan is an empty
+    table. Raises ContinueLater when interrupted, and UserError for models that
     do not fit each other or the settings.
     """
     settings = campaign.generate
@@ -69,8 +73,10 @@ def generate_candidates(
         seed=campaign.seed,
         training={"generator": training_of(generator), "energy_model": training_of(energy_model)},
     )
-    models = {name: file_hash(inputs[name]) for name in ("generator", "energy_model")}
-    identity = {"models": models, "settings": about["settings_hash"], "ids": rows["id"].to_pylist()}
+    if templates is not None:
+        inputs["templates"] = templates
+    hashes = {name: file_hash(inputs[name]) for name in inputs if name != "plan"}
+    identity = {"models": hashes, "settings": about["settings_hash"], "ids": rows["id"].to_pylist()}
     device = pick_device()
     dao_g = load_model(generator, device)
     if dao_g.about.kind != "dao_g":
@@ -82,29 +88,49 @@ def generate_candidates(
         about["sampling"] = settings.sampling(dao_g.process)._asdict()
     except ValueError as error:
         raise UserError(f"{generator}: {error}. Change the setting, or the model.") from None
-    sizes = rows["num_atoms"].to_numpy().astype(np.int64)
-    batches = size_batches(sizes, settings.batch_atoms) if len(sizes) else []
+    proposed = None if templates is None else read_table(templates)
+    batches = _batches(rows, proposed, settings.batch_atoms)
     parts: list[Path] = []
-    with Interruptible() as interrupt, Reporter(f"generate_candidates shard {shard}", len(sizes)) as progress:
-        for number, indices in enumerate(batches):
-            part = work / f"batch-{number:05d}.parquet"
+    with Interruptible() as interrupt, Reporter(f"generate_candidates shard {shard}", rows.num_rows) as progress:
+        for name, indices in batches.items():
+            part = work / f"{name}.parquet"
             if not is_finished(part, identity):
-                seed = stage_seed(campaign.seed, f"generate:{shard}:{number}")
-                batch = generate_rows(rows.take(indices), dao_g, dao_p, settings, seed)
-                write_table(batch, part, {**about, "identity": identity})
+                kind, number = name.split("-")
+                batch = rows.take(indices)
+                if kind == "batch":
+                    seed = stage_seed(campaign.seed, f"generate:{shard}:{int(number)}")
+                    made = generate_rows(batch, dao_g, dao_p, settings, seed)
+                else:
+                    assert proposed is not None
+                    seed = stage_seed(campaign.seed, f"templates:{shard}:{int(number)}")
+                    made = template_rows(batch, proposed, dao_g, settings, seed)
+                write_table(made, part, {**about, "identity": identity})
             parts.append(part)
             progress.advance(len(indices))
             if interrupt.requested and len(parts) < len(batches):
-                raise ContinueLater(f"shard {shard} after batch {number}; finished batches are in {work}")
+                raise ContinueLater(f"shard {shard} after {name}; finished batches are in {work}")
     if parts:
         done = pa.concat_tables([read_table(part) for part in parts])
-        result = done.take(np.argsort(np.concatenate(batches)))  # back in the order of the plan
+        result = done.take(np.argsort(np.concatenate(list(batches.values()))))  # back in the order of the plan
     else:
-        result = _as_candidates(rows, np.zeros((0, 3)), np.zeros((0, 3, 3)), settings)
+        result = as_candidates(rows, np.zeros((0, 3)), np.zeros((0, 3, 3)), settings)
     if result["id"].to_pylist() != rows["id"].to_pylist():
         raise RuntimeError(f"shard {shard}: generated rows do not agree with the plan")
     write_table(result, out, about)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _batches(rows: pa.Table, proposed: pa.Table | None, batch_atoms: int) -> dict[str, np.ndarray]:
+    """Rows of each batch by name: ``batch-...`` of those to be generated, ``template-...`` of the others."""
+    sizes = rows["num_atoms"].to_numpy().astype(np.int64)
+    own = np.zeros(len(sizes), dtype=bool)
+    if proposed is not None:
+        own = np.asarray(pc.is_in(rows["id"], value_set=proposed["id"].combine_chunks())).astype(bool)
+    batches = {}
+    for kind, chosen in (("batch", np.flatnonzero(~own)), ("template", np.flatnonzero(own))):
+        for number, indices in enumerate(size_batches(sizes[chosen], batch_atoms) if len(chosen) else []):
+            batches[f"{kind}-{number:05d}"] = chosen[indices]
+    return batches
 
 
 def require_same_process(generator: DaoModel, generator_at: Path, energy_model: DaoModel, energy_at: Path) -> None:
@@ -120,81 +146,78 @@ def require_same_process(generator: DaoModel, generator_at: Path, energy_model: 
 def generate_rows(
     rows: pa.Table, generator: DaoModel, energy_model: DaoModel | None, settings: Generate, seed: int
 ) -> pa.Table:
-    """Sample one crystal per row of a plan, all in one batch."""
+    """Sample one crystal per row of a plan, all in one batch.
+
+    With ``guidance.draws`` several are drawn for each row, one after another, and one of them is kept
+    (``choose``). The first is what a run with a single draw would give.
+    """
     device = next(generator.parameters()).device
     numbers = torch.as_tensor(list_values(rows["atomic_numbers"]).astype(np.int64), device=device)
     counts = torch.as_tensor(rows["num_atoms"].to_numpy().astype(np.int64), device=device)
-    ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    layout = Layout.from_ptr(ptr)
+    layout = Layout.from_ptr(torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
     with torch.no_grad():
         edge = generator.edge(numbers, layout)
-
-        def denoise(coords: Tensor, lattice: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            out = generator.crysformer(numbers, coords, lattice, ptr, t, layout)
-            return out.coords, out.lattice
-
-        how = settings.sampling(generator.process)
-        random = torch.Generator(device).manual_seed(seed)
-        guidance = guidance_gradient(energy_model, numbers, edge, layout) if energy_model else None
-        if isinstance(generator.schedule, Flow):
-            sampled = flow_sampler.sample(
-                denoise,
-                layout,
-                generator.schedule,
-                steps=how.steps,
-                generator=random,
-                method="midpoint" if how.method == "midpoint" else "euler",
-                annealing=how.annealing or 0.0,
-                guidance=guidance,
-                guidance_scale=settings.guidance_scale,
-            )
-        else:
-            sampled = sampler.sample(
-                denoise,
-                layout,
-                generator.schedule,
-                steps=how.steps,
-                generator=random,
-                corrector=how.method == "predictor-corrector",
-                step_size=settings.step_size,
-                guidance=guidance,
-                guidance_scale=settings.guidance_scale,
-                bound=generator.process.lattice_scale != "none",  # it is in units of the expected edge
-            )
-    coords = sampled.frac_coords.double().cpu().numpy()
-    lattice = (sampled.lattice * edge).double().cpu().numpy()
-    return _as_candidates(rows, coords, lattice, settings)
+        draw = partial(_draw, generator, energy_model, settings, numbers, edge, layout)
+        coords, lattice = draw(seed)
+        scale, guidance = settings.guidance_scale, settings.guidance
+        if energy_model is not None and scale > 0 and guidance.draws > 1:
+            drawn = [(coords, lattice)]
+            drawn += [draw(stage_seed(seed, f"draw:{number}")) for number in range(1, guidance.draws)]
+            clean = counts.new_zeros(len(counts))
+            energies = [energy_model.energy(numbers, f, cell, clean, layout) for f, cell in drawn]
+            random = torch.Generator(device).manual_seed(stage_seed(seed, "choice"))
+            standardised = torch.stack(energies) / energy_model.about.energy_std
+            kept = choose(standardised, scale * guidance.draws_weight, random)
+            coords = torch.stack([f for f, _ in drawn])[kept[layout.crystal], torch.arange(len(numbers))]
+            lattice = torch.stack([cell for _, cell in drawn])[kept, torch.arange(len(counts))]
+    return as_candidates(rows, coords.double().cpu().numpy(), lattice.double().cpu().numpy(), settings)
 
 
-def _as_candidates(rows: pa.Table, coords: np.ndarray, lattice: np.ndarray, settings: Generate) -> pa.Table:
-    """The plan's rows with their crystals: coords (N, 3), lattice (rows, 3, 3) in angstrom.
+def _draw(
+    generator: DaoModel,
+    energy_model: DaoModel | None,
+    settings: Generate,
+    numbers: Tensor,
+    edge: Tensor,
+    layout: Layout,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Fractional coordinates (N, 3) and lattices (B, 3, 3) in angstrom of one crystal for each of the batch."""
 
-    Cells are rebuilt from lengths and angles. A crystal that is not finite has status ``not_finite`` and no
-    coordinates; a cell without volume has status ``flat_cell``.
-    """
-    counts = rows["num_atoms"].to_numpy().astype(np.int64)
-    crystal = np.repeat(np.arange(len(counts)), counts)
-    finite = np.isfinite(lattice).all((1, 2))
-    finite[crystal[~np.isfinite(coords).all(1)]] = False
-    volume = np.abs(np.linalg.det(np.where(finite[:, None, None], lattice, 0.0)))
-    flat_cell = finite & (volume < 1e-3)
-    sound = finite & ~flat_cell
-    status = np.select([~finite, flat_cell], ["not_finite", "flat_cell"], "ok")
-    cells = np.tile(np.eye(3), (len(counts), 1, 1))
-    cells[sound] = lattices_from_parameters(cell_parameters(lattice[sound]))
-    crystals = FlatCrystals(
-        numbers=list_values(rows["atomic_numbers"]).astype(np.int64),
-        frac=np.where(sound[crystal][:, None], coords, 0.0),
-        lattice=cells,
-        counts=counts,
-    )
-    columns = structure_columns(crystals, rows["formula"].to_pylist())
-    absent = pa.array(~sound)
-    for name in ("frac_coords", "lattice"):
-        rows = rows.append_column(
-            name, pc.if_else(absent, pa.nulls(len(counts), columns[name].type), columns[name])
+    def denoise(coords: Tensor, lattice: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        out = generator.crysformer(numbers, coords, lattice, layout.ptr, t, layout)
+        return out.coords, out.lattice
+
+    how = settings.sampling(generator.process)
+    random = torch.Generator(numbers.device).manual_seed(seed)
+    guidance = guidance_gradient(energy_model, numbers, edge, layout) if energy_model else None
+    shape = settings.guidance
+    steering = Steering(shape.coords, shape.lattice, shape.start, shape.stop, shape.clip)
+    if isinstance(generator.schedule, Flow):
+        sampled = flow_sampler.sample(
+            denoise,
+            layout,
+            generator.schedule,
+            steps=how.steps,
+            generator=random,
+            method="midpoint" if how.method == "midpoint" else "euler",
+            annealing=how.annealing or 0.0,
+            guidance=guidance,
+            guidance_scale=settings.guidance_scale,
+            steering=steering,
         )
-    rows = rows.append_column("source", pa.array(["dao_g"] * len(counts), pa.string()))
-    rows = rows.append_column("status", pa.array(status.tolist(), pa.string()))
-    scale = pa.array(np.full(len(counts), settings.guidance_scale), COLUMNS["guidance_scale"].type)
-    return rows.append_column("guidance_scale", scale)
+    else:
+        sampled = sampler.sample(
+            denoise,
+            layout,
+            generator.schedule,
+            steps=how.steps,
+            generator=random,
+            corrector=how.method == "predictor-corrector",
+            step_size=settings.step_size,
+            guidance=guidance,
+            guidance_scale=settings.guidance_scale,
+            steering=steering,
+            bound=generator.process.lattice_scale != "none",  # it is in units of the expected edge
+        )
+    return sampled.frac_coords, sampled.lattice * edge

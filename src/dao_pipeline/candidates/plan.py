@@ -33,8 +33,9 @@ PLAN_COLUMNS = (
     "target_id",
     "sample",
     "shard",
+    "origin",
 )
-"""Columns of the plan; generated shards carry them on."""
+"""Columns of the plan; generated shards carry them on, ``origin`` as it came out."""
 
 PLAN_SCHEMA = pa.schema([(name, COLUMNS[name].type) for name in PLAN_COLUMNS])
 
@@ -50,8 +51,11 @@ def planned_shards(campaign: Campaign) -> int:
     return max(1, ceil(asked * generate.samples / generate.shard_size))
 
 
-def plan_table(compositions: Sequence[Requested], samples: int, shard_size: int) -> pa.Table:
+def plan_table(compositions: Sequence[Requested], samples: int, shard_size: int, templates: int = 0) -> pa.Table:
     """Candidates to generate: ``samples`` rows per composition, cut into shards of ``shard_size`` rows.
+
+    The first ``templates`` of each composition have the origin ``template``: sample s is to be made from the
+    template of rank s, if there is one.
 
     Row ``c * samples + s`` is ``cand:<c>:<s>``; so compositions that are appended append rows, and leave all
     others (but for a last shard that was not full) in their shards.
@@ -70,6 +74,7 @@ def plan_table(compositions: Sequence[Requested], samples: int, shard_size: int)
     }
     columns["id"] = pa.array([f"cand:{c}:{s}" for c, s in zip(which, sample, strict=True)], pa.string())
     columns["sample"] = pa.array(sample, COLUMNS["sample"].type)
+    columns["origin"] = pa.array(np.where(sample < templates, "template", "generated").tolist(), pa.string())
     columns["shard"] = pa.array(np.arange(len(which)) // shard_size, COLUMNS["shard"].type)
     return pa.table({name: columns[name] for name in PLAN_COLUMNS}, schema=PLAN_SCHEMA)
 
@@ -100,7 +105,8 @@ def plan_candidates(campaign: Campaign, crysdb: Path, out: Path, *, shard: int |
             f"{crysdb / 'test.parquet'}: no composition of the test split can be generated, e.g. "
             f"{compositions[0].composition}: {reasons[compositions[0]]}. Give generate.compositions."
         )
-    table = plan_table(feasible, campaign.generate.samples, campaign.generate.shard_size)
+    generate = campaign.generate
+    table = plan_table(feasible, generate.samples, generate.shard_size, generate.templates)
     if shard is not None:
         table = table.filter(pc.equal(table["shard"], shard))
     inputs = ("train", "test") if campaign.generate.compositions is None else ("train",)

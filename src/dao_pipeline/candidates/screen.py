@@ -55,12 +55,14 @@ def screen_candidates(
 
     Raises UserError where the shards in ``generated`` are not exactly the plan.
     """
-    from dao_pipeline.energy.predict import predict_energies
+    from dao_pipeline.energy.predict import predict_with_std
 
     table = gather_shards(read_table(plan), generated)
-    energies = predict_energies(energy_model, table, batch_atoms=campaign.generate.batch_atoms)
+    energies, std = predict_with_std(energy_model, table, batch_atoms=campaign.generate.batch_atoms)
     table = check_geometry(table, campaign.screen)
     table = set_column(table, "energy_pred", [float(e) if isfinite(e) else None for e in energies])
+    if std is not None:
+        table = set_column(table, "energy_std_pred", [float(s) if isfinite(s) else None for s in std])
     references = read_references(crysdb, set(table["formula"].to_pylist()))
     threads = campaign.compute.cpu.threads
     probabilities, training = None, read_about(generated).get("training")
@@ -70,6 +72,7 @@ def screen_candidates(
         inputs["ranker"] = ranker
         training = None if training is None else {**training, "ranker": training_of(ranker)}
     table = compare(table, references, campaign.screen, threads, probabilities, campaign.ranking.matcher)
+    table = set_column(table, "structure_type_known", known_types(table))
     about = provenance(
         "screen_candidates",
         campaign=campaign.name,
@@ -140,6 +143,24 @@ def read_references(crysdb: Path, formulas: set[str]) -> dict[str, list[Crystal]
     return dict(found)
 
 
+def known_types(table: pa.Table) -> list[bool | None]:
+    """Whether each candidate has a known structure: made from one, or in a group with one that was.
+
+    None for generated candidates where no template was tried, or that are not valid.
+    """
+    if "origin" not in table.column_names:
+        return [None] * table.num_rows
+    origins = table["origin"].to_pylist()
+    own = [origin not in (None, "generated") for origin in origins]
+    places = list(zip(table["composition"].to_pylist(), table["group"].to_pylist(), strict=True))
+    tried = {composition for (composition, _), template in zip(places, own, strict=True) if template}
+    groups = {place for place, template in zip(places, own, strict=True) if template and place[1] is not None}
+    return [
+        True if template else (place in groups if place[1] is not None and place[0] in tried else None)
+        for place, template in zip(places, own, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class Task:
     """The valid candidates of one composition (rows of the table, with their energies) and known crystals.
@@ -150,6 +171,7 @@ class Task:
     rows: list[int]
     crystals: list[Crystal]
     energies: list[float | None]
+    known: list[bool]
     references: list[Crystal]
     symprec: float
     matcher: Matcher
@@ -194,12 +216,16 @@ def compare(
         if valid[row]:
             members[composition].append(row)
     formulas, energies = table["formula"].to_pylist(), table["energy_pred"].to_pylist()
+    known = [False] * table.num_rows
+    if "origin" in table.column_names:
+        known = [origin == "known" for origin in table["origin"].to_pylist()]
     structures = table.select(_STRUCTURE)
     tasks = [
         Task(
             rows=rows,
             crystals=list(from_table(structures.take(pa.array(rows)))),
             energies=[energies[row] for row in rows],
+            known=[known[row] for row in rows],
             references=references.get(formulas[rows[0]], []),
             symprec=settings.symprec,
             matcher=settings.matcher,
@@ -224,15 +250,15 @@ def screen_composition(task: Task) -> list[Verdict]:
 
     same = Sameness(task.matcher)
     reduced = [same.reduce(crystal) for crystal in task.crystals]
-    known = [same.reduce(crystal) for crystal in task.references]
+    references = [same.reduce(crystal) for crystal in task.references]
     energies = [inf if energy is None else energy for energy in task.energies]
     by_probability = task.probabilities is not None
     ranked: list[tuple[list[int], float | None]]
     if task.probabilities is None:
-        groups = group_by_energy(energies, lambda i, j: same(reduced[i], reduced[j]))
+        groups = group_by_energy(energies, lambda i, j: same(reduced[i], reduced[j]), task.known)
         ranked = [(group, None) for group in groups]
     else:
-        ranked = group_by_probability(task.probabilities, reduced, same, Sameness(task.alike))
+        ranked = group_by_probability(task.probabilities, reduced, same, Sameness(task.alike), task.known)
     verdicts: list[Verdict] = [Verdict()] * len(reduced)
     for number, (group, probability) in enumerate(ranked):
         for place, i in enumerate(group):
@@ -242,7 +268,7 @@ def screen_composition(task: Task) -> list[Verdict]:
                 group=number,
                 group_size=len(group),
                 unique=unique,
-                novel=not any(same(reference, reduced[i]) for reference in known),
+                novel=not any(same(reference, reduced[i]) for reference in references),
                 rank=number + 1 if unique and (by_probability or energies[i] < inf) else None,
                 probability=probability if unique else None,
             )
@@ -250,27 +276,36 @@ def screen_composition(task: Task) -> list[Verdict]:
 
 
 def group_by_probability(
-    probabilities: Sequence[float], reduced: Sequence[Structure | None], same: Sameness, alike: Sameness
+    probabilities: Sequence[float],
+    reduced: Sequence[Structure | None],
+    same: Sameness,
+    alike: Sameness,
+    known: Sequence[bool],
 ) -> list[tuple[list[int], float | None]]:
     """Groups of candidates that match the most probable member, which stands first; in order of ``ranking.pool``.
 
     With each group the probability of all groups that ``alike``, the coarser matcher, finds to be the same
-    crystal; None for a group that counts with a better one.
+    crystal; None for a group that counts with a better one. Crystals that are ``known`` for the composition come
+    first.
     """
-    groups = group_by_energy([-p for p in probabilities], lambda i, j: same(reduced[i], reduced[j]))
+    groups = group_by_energy([-p for p in probabilities], lambda i, j: same(reduced[i], reduced[j]), known)
     mass = [sum(probabilities[i] for i in group) for group in groups]
     order = pool(mass, lambda a, b: alike(reduced[groups[a][0]], reduced[groups[b][0]]))
+    order.sort(key=lambda one: not known[groups[one[0]][0]])
     return [(groups[i], probability) for i, probability in order]
 
 
-def group_by_energy(energies: Sequence[float], same: Callable[[int, int], bool]) -> list[list[int]]:
+def group_by_energy(
+    energies: Sequence[float], same: Callable[[int, int], bool], known: Sequence[bool] | None = None
+) -> list[list[int]]:
     """Groups of candidates that match the lowest-energy member, which stands first; groups by its energy.
 
     Greedy: in order of energy (ties in order of the list) each candidate joins the first group whose first
-    member it matches, or founds one.
+    member it matches, or founds one. Crystals that are ``known`` for the composition come first.
     """
+    known = known or [False] * len(energies)
     groups: list[list[int]] = []
-    for i in sorted(range(len(energies)), key=lambda i: (energies[i], i)):
+    for i in sorted(range(len(energies)), key=lambda i: (not known[i], energies[i], i)):
         for group in groups:
             if same(group[0], i):
                 group.append(i)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch_geometric.data import Data, InMemoryDataset
 
@@ -19,11 +20,21 @@ class CrystalDataset(InMemoryDataset):
     """All crystals of a table as one flat ``Data`` with slices.
 
     Per atom: ``atomic_numbers`` (N,) int64, ``frac_coords`` (N, 3). Per crystal: ``lattice`` (1, 3, 3) in
-    angstrom and, if a label is asked for, ``energy`` (1,) in eV/atom. ``dataset[i]`` is one crystal;
-    ``select`` gathers any crystals into one flat batch with ``ptr``.
+    angstrom and, if a label is asked for, ``energy`` (1,) in eV/atom and ``precursor`` (1,), whether the crystal
+    is the unrelaxed precursor of another one. ``dataset[i]`` is one crystal; ``select`` gathers any crystals into
+    one flat batch with ``ptr``.
+
+    templates: rows of the pair table (``templates.pairs``), by ``id`` of the crystal; then there are also
+    ``template_coords``, ``template_lattice`` and ``paired`` (1,) bool. One without a row is its own template.
     """
 
-    def __init__(self, table: pa.Table, label: str | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        label: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        templates: pa.Table | None = None,
+    ) -> None:
         super().__init__(root=None)
         flat, rows = flatten(table), table.num_rows
         data = Data(
@@ -37,7 +48,22 @@ class CrystalDataset(InMemoryDataset):
         if label is not None:
             energy = np.asarray(table[label].to_numpy(zero_copy_only=False), dtype=np.float64)
             data.energy = torch.from_numpy(energy.copy()).to(dtype)
-            slices["energy"] = row_slices
+            data.precursor = torch.zeros(rows, dtype=torch.bool)
+            if "precursor_of" in table.column_names:
+                data.precursor |= torch.from_numpy(table["precursor_of"].is_valid().to_numpy())
+            slices |= {"energy": row_slices, "precursor": row_slices}
+        if templates is not None:
+            pairs = paired_rows(table, templates)
+            coords, cells = data.frac_coords.clone(), data.lattice.clone()
+            paired = pairs >= 0
+            chosen = flatten(templates.take(pa.array(pairs[paired])))
+            coords[torch.from_numpy(np.repeat(paired, flat.counts))] = torch.from_numpy(chosen.frac.copy()).to(
+                dtype
+            )
+            cells[torch.from_numpy(paired)] = torch.from_numpy(chosen.lattice.copy()).to(dtype)
+            data.template_coords, data.template_lattice = coords, cells
+            data.paired = torch.from_numpy(paired)
+            slices |= {"template_coords": atom_slices, "template_lattice": row_slices, "paired": row_slices}
         self.data, self.slices = data, slices
         self.sizes = flat.counts
 
@@ -45,7 +71,7 @@ class CrystalDataset(InMemoryDataset):
         """The named crystals as one flat batch, in the order given.
 
         Returns ``Data`` with ``atomic_numbers`` (N,), ``frac_coords`` (N, 3), ``lattice`` (B, 3, 3), ``ptr``
-        (B + 1,) and, where the dataset has labels, ``energy`` (B,).
+        (B + 1,) and, where the dataset has labels, ``energy`` and ``precursor`` (B,).
         """
         storage = self._data
         chosen = torch.as_tensor(indices, dtype=torch.int64)
@@ -62,8 +88,26 @@ class CrystalDataset(InMemoryDataset):
             num_nodes=len(atoms),
         )
         if "energy" in storage:
-            batch.energy = storage.energy[chosen]
+            batch.energy, batch.precursor = storage.energy[chosen], storage.precursor[chosen]
+        if "paired" in storage:
+            batch.template_coords = storage.template_coords[atoms]
+            batch.template_lattice = storage.template_lattice[chosen]
+            batch.paired = storage.paired[chosen]
         return batch
+
+
+def paired_rows(table: pa.Table, templates: pa.Table) -> np.ndarray:
+    """(rows,) int64: the row of ``templates`` with the id of each crystal, -1 where there is none.
+
+    A crystal whose structure has changed since (its atoms or their order) has none either.
+    """
+    found = np.asarray(pc.fill_null(pc.index_in(table["id"], value_set=templates["id"].combine_chunks()), -1))
+    found = found.astype(np.int64)
+    rows = np.flatnonzero(found >= 0)
+    own = table["atomic_numbers"].take(pa.array(rows)).to_pylist()
+    theirs = templates["atomic_numbers"].take(pa.array(found[rows])).to_pylist()
+    found[rows[[a != b for a, b in zip(own, theirs, strict=True)]]] = -1
+    return found
 
 
 def size_batches(sizes: np.ndarray, batch_atoms: int) -> list[np.ndarray]:

@@ -47,13 +47,34 @@ STAGES: dict[str, Column] = {
     "published": Column(_text, "", "year or date of first publication, e.g. 1998 or 1998-05-01"),
     # CrysDB
     "precursor_of": Column(_text, "", "id of the relaxed crystal that this unstable one relaxes to"),
+    # crystals distorted on purpose
+    "perturbed_by": Column(_float, "angstrom", "root mean square displacement of the atoms by perturbation"),
+    "strained_by": Column(_float, "", "root mean square of the principal strains by perturbation"),
     # relaxation of the training set by DAO-P
     "energy_before": Column(_float, "eV/atom", "DAO-P energy before relaxation"),
     "energy_after": Column(_float, "eV/atom", "DAO-P energy after relaxation"),
     "relax_steps": Column(_count, "", "optimiser steps taken"),
     "displacement": Column(_float, "angstrom", "largest atomic displacement by relaxation"),
     "volume_change": Column(_float, "", "relative change of volume by relaxation"),
+    "relax_converged": Column(_flag, "", "forces and stress by DAO-P are below their tolerances"),
+    "relax_accepted": Column(_flag, "", "the relaxed crystal replaces the original"),
     "relax_status": Column(_text, "", "accepted, not_selected, or why the original was kept"),
+    # templates
+    "template_id": Column(_text, "", "known crystal whose structure was substituted"),
+    "template_distance": Column(
+        _float, "", "distance to the composition of that crystal, in units of what proposed it"
+    ),
+    "origin": Column(
+        _text,
+        "",
+        "generated, template, template_refined or known (a known crystal of this composition); in plans: "
+        "what is asked for first",
+    ),
+    "structure_type_known": Column(
+        _flag, "", "made from a known structure, or like a candidate that was; null: no template was tried"
+    ),
+    "template_rmse": Column(_float, "(V/n)^(1/3)", "displacement between the atoms of a crystal and its template"),
+    "template_strain": Column(_float, "", "root mean square strain between the cells of the two"),
     # generation
     "target_id": Column(_text, "", "id of the test crystal whose composition was asked for, if any"),
     "composition": Column(_text, "", "composition as asked for"),
@@ -63,6 +84,7 @@ STAGES: dict[str, Column] = {
     "guidance_scale": Column(_float, "", "multiplier of DAO-P's energy gradient in sampling"),
     # screening
     "energy_pred": Column(_float, "eV/atom", "energy predicted by DAO-P, in the unit of its label"),
+    "energy_std_pred": Column(_float, "eV/atom", "standard deviation of its error, where DAO-P has members"),
     "min_distance": Column(_float, "angstrom", "smallest interatomic distance, periodic images included"),
     "volume_per_atom": Column(_float, "angstrom^3", "cell volume per atom"),
     "valid": Column(_flag, "", "passes distance and volume checks"),
@@ -91,8 +113,6 @@ EVALUATION: dict[str, Column] = {
     "order": Column(
         _count, "", "position in the method's own order, from 1; substitution: nearest template first"
     ),
-    "template_id": Column(_text, "", "training crystal whose structure was used (substitution)"),
-    "template_distance": Column(_float, "", "mean difference in Mendeleev number per atom to the template"),
     "place": Column(_count, "", "rank that counts for the method: see rank1_by; duplicates share their group's"),
     "first": Column(_flag, "", "the one candidate that the method would name if only one were allowed"),
     "matched": Column(_flag, "", "StructureMatcher finds it to be the known crystal", True),
@@ -122,6 +142,35 @@ EVALUATION: dict[str, Column] = {
     ),
 }
 """Further columns of the evaluation's three tables."""
+
+_PAIRED = "minus that of the first variant, over the same targets"
+ABLATION: dict[str, Column] = {
+    "variant": Column(_text, "", "name of the variant", True),
+    "training": Column(_text, "", "training stages of its generator with their steps and crystals"),
+    "steps": Column(_count, "", "steps of all these trainings"),
+    "n": Column(_count, "", "targets, those without candidates included", True),
+    "k": Column(_count, "", "candidates per target", True),
+    "match_rate": Column(_float, "", "expected share of targets found by one candidate, drawn at random", True),
+    "match_rate_low": Column(_float, "", "95 % bootstrap interval over targets, lower end; so everywhere here"),
+    "match_rate_high": Column(_float, "", "upper end"),
+    "match_rate_change": Column(_float, "", f"match rate {_PAIRED}"),
+    "match_rate_change_low": Column(_float, "", "lower end"),
+    "match_rate_change_high": Column(_float, "", "upper end"),
+    "found_rate": Column(_float, "", "share of targets found by any of the k candidates", True),
+    "found_rate_low": Column(_float, "", "lower end"),
+    "found_rate_high": Column(_float, "", "upper end"),
+    "found_rate_change": Column(_float, "", f"that share {_PAIRED}"),
+    "found_rate_change_low": Column(_float, "", "lower end"),
+    "found_rate_change_high": Column(_float, "", "upper end"),
+    "rmse": Column(_float, "(V/n)^(1/3)", "mean over the targets found, of the best match of each"),
+    "rmse_low": Column(_float, "(V/n)^(1/3)", "lower end"),
+    "rmse_high": Column(_float, "(V/n)^(1/3)", "upper end"),
+    "both_found": Column(_count, "", "targets that this variant and the first one found"),
+    "rmse_change": Column(_float, "(V/n)^(1/3)", "RMSE minus that of the first variant, over these targets"),
+    "rmse_change_low": Column(_float, "(V/n)^(1/3)", "lower end"),
+    "rmse_change_high": Column(_float, "(V/n)^(1/3)", "upper end"),
+}
+"""Columns of the ablation's summary: one row per variant."""
 
 COLUMNS: dict[str, Column] = CRYSTAL | STAGES
 

@@ -1,29 +1,44 @@
 """Stage relax_dataset: unstable training crystals move down in DAO-P's energy (paper 4).
 
 Every training crystal has a row in the output. Stable ones, and those far above the hull, stay as they are;
-a relaxed one replaces its original only if it passes the checks of ``verdicts``, else the reason is kept.
+a relaxed one replaces its original only if it passes the checks of ``relax_table.verdicts``.
+
+Work is cut into shards. Finished shards are kept; inside one, outcomes and the state of the crystals under way
+are saved every ``relax.flush`` crystals, in one file that is renamed into place.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from dao_pipeline.config import Campaign, Relax, stage_settings
-from dao_pipeline.crystals.dataset import CrystalDataset, size_batches
-from dao_pipeline.crystals.flat import FlatCrystals, flatten, structure_columns
-from dao_pipeline.crystals.geometry import shortest_distances
+from dao_pipeline.crystals.flat import flatten
 from dao_pipeline.crystals.held_out import held_out
-from dao_pipeline.crystals.schema import COLUMNS
-from dao_pipeline.crystals.table import file_hash, is_finished, iter_tables, provenance, read_table, write_table
+from dao_pipeline.crystals.table import (
+    file_hash,
+    is_finished,
+    iter_tables,
+    provenance,
+    read_table,
+    replacing,
+    write_table,
+    writing,
+)
 from dao_pipeline.device import pick_device
 from dao_pipeline.energy.predict import load_energy_model
-from dao_pipeline.energy.relax import relax
+from dao_pipeline.energy.relax import start
+from dao_pipeline.energy.relax_table import relaxed_table, selected
 from dao_pipeline.errors import ContinueLater, UserError
 from dao_pipeline.interrupt import Interruptible
 from dao_pipeline.model.dao import DaoModel
@@ -31,14 +46,11 @@ from dao_pipeline.progress import Reporter
 
 _log = logging.getLogger("dao_pipeline")
 
-BATCH_ATOMS = 4_000
-ADDED = ("energy_before", "energy_after", "relax_steps", "displacement", "volume_change", "relax_status")
-
 
 def relax_dataset(campaign: Campaign, crysdb: Path, model: Path, out: Path, work: Path, job: int) -> None:
     """Relax the shards job, job + jobs, job + 2 jobs, ... of the training split and write them to ``out``.
 
-    Finished shards are kept in ``work`` and not redone. Raises ContinueLater when interrupted.
+    What is done is kept in ``work`` and not redone. Raises ContinueLater when interrupted.
     """
     settings = campaign.relax
     if job >= settings.jobs:
@@ -65,111 +77,78 @@ def relax_dataset(campaign: Campaign, crysdb: Path, model: Path, out: Path, work
                 continue
             part = work / f"shard-{number:05d}.parquet"
             if not is_finished(part, identity):
-                write_table(relax_table(energy_model, table, settings), part, {**about, "identity": identity})
+                first = number * settings.shard_size
+                saved = work / f"shard-{number:05d}.safetensors"
+                relaxed = _Shard(energy_model, table, settings, first).run(saved, identity, interrupt)
+                write_table(relaxed, part, {**about, "identity": identity})
+                saved.unlink(missing_ok=True)
             parts.append(part)
             progress.advance()
             if interrupt.requested and len(parts) < len(numbers):
                 raise ContinueLater(f"relax_dataset after shard {number}; finished shards are in {work}")
-    tables = [read_table(part) for part in parts]
-    result = pa.concat_tables(tables) if tables else _unchanged(read_table(train).slice(0, 0))
-    write_table(result, out, {**about, "statuses": _count(result)})
+    statuses: Counter[str] = Counter()
+    nothing = relax_table(energy_model, read_table(train).slice(0, 0), settings) if not parts else None
+    schema = nothing.schema if nothing is not None else read_table(parts[0]).schema
+    with writing(out, schema, about) as writer:
+        for part in parts:
+            table = read_table(part)
+            writer.write(table)
+            statuses.update(table["relax_status"].to_pylist())
+        writer.about["statuses"] = dict(statuses)
     shutil.rmtree(work, ignore_errors=True)
-    _log.info("relax_dataset job %d: %s", job, _count(result))
-
-
-def selected(table: pa.Table, settings: Relax) -> np.ndarray:
-    """Rows, boolean, whose energy above hull lies in the window; without that label none is."""
-    energy = table["e_above_hull"]
-    inside = pc.and_(
-        pc.greater(energy, settings.min_e_above_hull), pc.less_equal(energy, settings.max_e_above_hull)
-    )
-    return np.asarray(pc.fill_null(inside, False))
+    _log.info("relax_dataset job %d: %s", job, dict(statuses))
 
 
 def relax_table(model: DaoModel, table: pa.Table, settings: Relax) -> pa.Table:
     """The crystals of ``table`` in the same order, those in the window relaxed where that is sound."""
-    chosen = np.flatnonzero(selected(table, settings))
-    result = _unchanged(table)
-    if len(chosen) == 0:
-        return result
-    crystals = CrystalDataset(table.take(chosen))
-    device = next(model.parameters()).device
-    flat = flatten(table)
-    coords, cells = flat.frac.copy(), flat.lattice.copy()
-    values: dict[str, np.ndarray] = {
-        name: np.full(table.num_rows, np.nan) for name in ADDED if name != "relax_status"
-    }
-    status = np.full(table.num_rows, "not_selected", dtype=object)
-    for indices in size_batches(crystals.sizes, BATCH_ATOMS):
-        batch = crystals.select(indices).to(device)
-        relaxed = relax(model, batch.atomic_numbers, batch.frac_coords, batch.lattice, batch.ptr, settings)
-        rows = chosen[indices]
-        moved = FlatCrystals(
-            numbers=batch.atomic_numbers.cpu().numpy(),
-            frac=relaxed.frac_coords.double().cpu().numpy(),
-            lattice=relaxed.lattice.double().cpu().numpy(),
-            counts=batch.ptr.diff().cpu().numpy(),
-        )
-        found = {
-            "energy_before": relaxed.energy_before,
-            "energy_after": relaxed.energy_after,
-            "relax_steps": relaxed.steps,
-            "displacement": relaxed.displacement,
-            "volume_change": relaxed.volume_change,
-        }
-        for name, value in found.items():
-            values[name][rows] = value.double().cpu().numpy()
-        status[rows] = verdicts(
-            values["energy_after"][rows] - values["energy_before"][rows],
-            values["displacement"][rows],
-            values["volume_change"][rows],
-            shortest_distances(moved),
-            settings,
-        )
-        accepted = status[rows] == "accepted"
-        for k in np.flatnonzero(accepted):
-            coords[flat.ptr[rows[k]] : flat.ptr[rows[k] + 1]] = moved.frac[moved.ptr[k] : moved.ptr[k + 1]]
-            cells[rows[k]] = moved.lattice[k]
-    moved_all = FlatCrystals(numbers=flat.numbers, frac=coords, lattice=cells, counts=flat.counts)
-    columns = structure_columns(moved_all, table["formula"].to_pylist())
-    for name in ("frac_coords", "lattice"):
-        result = result.set_column(result.schema.get_field_index(name), name, columns[name])
-    for name, array in {**values, "relax_status": status}.items():
-        column = pa.array(array, from_pandas=True).cast(COLUMNS[name].type)
-        result = result.set_column(result.schema.get_field_index(name), name, column)
-    return result
+    return _Shard(model, table, settings, 0).run()
 
 
-def verdicts(
-    energy_change: np.ndarray,
-    displacement: np.ndarray,
-    volume_change: np.ndarray,
-    min_distance: np.ndarray,
-    settings: Relax,
-) -> np.ndarray:
-    """Whether each relaxed crystal replaces its original, (m,) of str: 'accepted' or the reason why not.
+class _Shard:
+    """A piece of the training set, the rows from ``first`` on, on its way."""
 
-    energy_change in eV/atom, displacement and min_distance in angstrom, volume_change relative.
-    """
-    reasons = [
-        (~np.isfinite(energy_change + displacement + volume_change + min_distance), "not_finite"),
-        (energy_change >= 0, "energy_did_not_fall"),
-        (displacement > settings.max_displacement, "moved_too_far"),
-        (np.abs(volume_change) > settings.max_volume_change, "volume_changed_too_much"),
-        (min_distance < settings.min_distance, "atoms_too_close"),
-    ]
-    return np.select([where for where, _ in reasons], [reason for _, reason in reasons], "accepted").astype(object)
+    def __init__(self, model: DaoModel, table: pa.Table, settings: Relax, first: int) -> None:
+        self.table, self.settings = table, settings
+        self.chosen = selected(table, settings)
+        rows = first + np.flatnonzero(self.chosen)
+        self.relaxation = start(model, flatten(table).select(self.chosen), settings, rows)
+
+    def run(
+        self,
+        saved: Path | None = None,
+        identity: dict[str, Any] | None = None,
+        interrupt: Interruptible | None = None,
+    ) -> pa.Table:
+        """The relaxed piece. ``saved``: where the state is kept, and taken from if it has this ``identity``."""
+        relaxation = self.relaxation
+        if saved is not None and (state := _read_state(saved, identity)) is not None:
+            relaxation.restore(state)
+        kept = int(relaxation.result.done.sum())
+        while not relaxation.finished:
+            relaxation.advance()
+            leaving = interrupt is not None and interrupt.requested
+            done = int(relaxation.result.done.sum())
+            if saved is not None and (leaving or done - kept >= self.settings.flush):
+                _write_state(saved, relaxation.state(), identity)
+                kept = done
+            if leaving and not relaxation.finished:
+                raise ContinueLater(f"relax_dataset inside a shard; its state is in {saved}")
+        return relaxed_table(self.table, self.chosen, relaxation.result, self.settings)
 
 
-def _unchanged(table: pa.Table) -> pa.Table:
-    """``table`` with empty relaxation columns."""
-    for name in ADDED:
-        fill = pa.array(["not_selected"] * table.num_rows, pa.string())
-        column = fill if name == "relax_status" else pa.nulls(table.num_rows, COLUMNS[name].type)
-        table = table.append_column(name, column)
-    return table
+def _write_state(path: Path, state: dict[str, Tensor], identity: dict[str, Any] | None) -> None:
+    with replacing(path) as temporary:
+        save_file(state, temporary, metadata={"identity": json.dumps(identity, sort_keys=True)})
 
 
-def _count(table: pa.Table) -> dict[str, int]:
-    counts = pc.value_counts(table["relax_status"]).to_pylist()
-    return {entry["values"]: entry["counts"] for entry in counts}
+def _read_state(path: Path, identity: dict[str, Any] | None) -> dict[str, Tensor] | None:
+    """None if there is none, of this ``identity``, that can be read: the shard then begins anew."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as stored:
+            if (stored.metadata() or {}).get("identity") == json.dumps(identity, sort_keys=True):
+                return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        _log.warning("%s cannot be read (%s); its shard begins anew", path, error)
+    return None

@@ -39,7 +39,7 @@ def compare_methods(
     campaign: Campaign, targets: Sequence[Target], templates: TemplateIndex, energy_model: Path
 ) -> list[Sample]:
     """Every candidate of every method for every target, compared with the known crystal and ranked."""
-    samples = campaign.generate.samples
+    samples = campaign.generate.samples if campaign.evaluate.baselines else 0
     substituted = substitutions(templates, [target.known for target in targets], samples)
     tasks = [
         Task(
@@ -57,13 +57,13 @@ def compare_methods(
     predicted = _predicted(campaign, energy_model, compared)
     found: list[Sample] = []
     for target, result in zip(targets, compared, strict=True):
-        found += _dao_samples(target, result.dao)
+        found += _campaign_samples(target, result.dao)
         found += _baseline_samples(target, "random", result.random, result.random_matches, predicted)
         crystals = [made.crystal for made in result.substitutions]
-        substituted = _baseline_samples(target, "substitution", crystals, result.substitution_matches, predicted)
+        known = _baseline_samples(target, "substitution", crystals, result.substitution_matches, predicted)
         found += [
             replace(sample, template_id=made.template_id, template_distance=made.distance)
-            for sample, made in zip(substituted, result.substitutions, strict=True)
+            for sample, made in zip(known, result.substitutions, strict=True)
         ]
     return found
 
@@ -137,24 +137,48 @@ def _outcome(found: Match | None, status: str) -> dict[str, Any]:
     return {"matched": found.rmse is not None, "rmse": found.rmse, "reason": reason}
 
 
-def _dao_samples(target: Target, matches: Sequence[Match]) -> list[Sample]:
-    """DAO-G's candidates of one target, ranked by the screening; duplicates have their group's place.
+def _campaign_samples(target: Target, matches: Sequence[Match]) -> list[Sample]:
+    """The campaign's candidates of one target: those that DAO-G generated freely (``dao``), ranked among
+    themselves, and if there are others too, from templates, all of them (``combined``)."""
+    rows, found = target.candidates, iter(matches)
+    pairs = [(row, next(found) if row["crystal"] is not None else None) for row in rows]
+    free = [(row, match) for row, match in pairs if row.get("origin") in (None, "generated")]
+    samples = _ranked_samples(target, "dao", _among_themselves([row for row, _ in free]), [m for _, m in free])
+    if len(free) < len(rows):
+        samples += _ranked_samples(target, "combined", rows, [match for _, match in pairs])
+    return samples
+
+
+def _among_themselves(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Some of a target's candidates with ranks as if there were no others: groups in the order of all candidates,
+    each led by its own best."""
+    leaders: dict[int, int] = {}
+    for i, row in enumerate(rows):
+        if row["group"] is not None and row["energy_pred"] is not None:
+            best = leaders.setdefault(row["group"], i)
+            if (row["rank"] is None, row["energy_pred"]) < (rows[best]["rank"] is None, rows[best]["energy_pred"]):
+                leaders[row["group"]] = i
+    ranks = {leaders[group]: rank for rank, group in enumerate(sorted(leaders), start=1)}
+    return [{**row, "rank": ranks.get(i)} for i, row in enumerate(rows)]
+
+
+def _ranked_samples(
+    target: Target, method: str, rows: Sequence[dict[str, Any]], matches: Sequence[Match | None]
+) -> list[Sample]:
+    """Candidates of one target, ranked by the screening; duplicates have their group's place.
 
     ``rank`` is by energy even if the screening ranked by probability.
     """
-    rows = target.candidates
     ranks = [row["rank"] for row in rows]
     if any(row.get("probability") is not None for row in rows):
         ranks = ranks_by_energy([row["energy_pred"] for row in rows], [rank is not None for rank in ranks])
     place_of_group = {row["group"]: row["rank"] for row in rows if row["rank"] is not None}
-    found = iter(matches)
     samples = []
-    for order, (row, rank) in enumerate(zip(rows, ranks, strict=True), start=1):
-        match = next(found) if row["crystal"] is not None else None
+    for order, (row, rank, match) in enumerate(zip(rows, ranks, matches, strict=True), start=1):
         samples.append(
             Sample(
                 id=row["id"],
-                method="dao",
+                method=method,
                 target_id=target.known.id,
                 composition=row["composition"],
                 formula=row["formula"],
@@ -168,6 +192,8 @@ def _dao_samples(target: Target, matches: Sequence[Match]) -> list[Sample]:
                 place=place_of_group.get(row["group"]) if row["group"] is not None else None,
                 first=row["rank"] == 1,
                 probability=row.get("probability"),
+                template_id=row.get("template_id"),
+                template_distance=row.get("template_distance"),
                 **_outcome(match, row["status"]),
             )
         )

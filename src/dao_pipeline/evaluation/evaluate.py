@@ -23,10 +23,10 @@ from dao_pipeline.config import Campaign, stage_settings
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.held_out import require_held_out, training_of
 from dao_pipeline.crystals.schema import COLUMNS, EVALUATION
-from dao_pipeline.crystals.table import provenance, read_about, read_table, write_table
+from dao_pipeline.crystals.table import provenance, read_about, read_table, table_files, write_table
 from dao_pipeline.errors import UserError
 from dao_pipeline.evaluation.compare import Target, compare_methods
-from dao_pipeline.evaluation.metrics import PROBABILITY, RANK1_BY, Sample, summarise, target_result
+from dao_pipeline.evaluation.metrics import PROBABILITY, Sample, methods_of, summarise, target_result
 from dao_pipeline.evaluation.substitution import plain_index
 from dao_pipeline.templates.index import TemplateIndex
 
@@ -74,8 +74,10 @@ def evaluate(campaign: Campaign, screened: Path, crysdb: Path, energy_model: Pat
     for start in range(0, len(targets), TARGETS_AT_ONCE):
         piece = targets[start : start + TARGETS_AT_ONCE]
         samples += compare_methods(campaign, piece, templates, energy_model)
-    rank1_by = {"dao": PROBABILITY} if "probability" in pq.read_schema(screened).names else {}
-    results = target_rows(asked, known, samples, rank1_by)
+    methods = methods_of(samples, campaign.evaluate.baselines)
+    ranked = _present_columns(screened, ("probability",))
+    rank1_by = dict.fromkeys(("dao", "combined"), PROBABILITY) if ranked else {}
+    results = target_rows(asked, known, samples, methods, rank1_by)
     summary = summarise(results, campaign.generate.samples, campaign.evaluate.bootstrap, campaign.seed)
     about = provenance(
         "evaluate",
@@ -117,8 +119,8 @@ def _read_known(path: Path, asked: Sequence[Requested]) -> dict[str, Crystal]:
 
 def _read_candidates(screened: Path, targets: set[str]) -> dict[str, list[dict[str, Any]]]:
     """Screened candidates by target, as rows with a ``crystal`` (None where there is none)."""
-    optional = [name for name in ("probability",) if name in pq.read_schema(screened).names]
-    table = read_table(screened, columns=[*_SCREENED, *optional])
+    of_origin = _present_columns(screened, ("origin", "template_id", "template_distance", "probability"))
+    table = read_table(screened, columns=[*_SCREENED, *of_origin])
     table = table.filter(pc.is_valid(table["target_id"]))
     crystals = {c.id: c for c in from_table(table.select(_STRUCTURE).filter(pc.is_valid(table["lattice"])))}
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -130,6 +132,11 @@ def _read_candidates(screened: Path, targets: set[str]) -> dict[str, list[dict[s
             )
         found[row["target_id"]].append({**row, "crystal": crystals.get(row["id"])})
     return found
+
+
+def _present_columns(path: Path, names: Sequence[str]) -> list[str]:
+    present = set(pq.read_schema(table_files(path)[0]).names)
+    return [name for name in names if name in present]
 
 
 def read_templates(train: Path) -> TemplateIndex:
@@ -144,6 +151,7 @@ def target_rows(
     asked: Sequence[Requested],
     known: dict[str, Crystal],
     samples: Sequence[Sample],
+    methods: Sequence[str],
     rank1_by: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """One row per target and method, for every target, with or without candidates.
@@ -163,5 +171,5 @@ def target_rows(
             **target_result(method, own[str(target.target_id), method], rank1_by.get(method)),
         }
         for target in asked
-        for method in RANK1_BY
+        for method in methods
     ]

@@ -10,8 +10,16 @@ import numpy as np
 
 PREDICTED_ENERGY, NEAREST_TEMPLATE, PROBABILITY = "predicted_energy", "nearest_template", "probability"
 
-RANK1_BY = {"dao": PREDICTED_ENERGY, "random": PREDICTED_ENERGY, "substitution": NEAREST_TEMPLATE}
-"""How each method chooses its first candidate, without a ranker; methods in the order of all tables."""
+RANK1_BY = {
+    "dao": PREDICTED_ENERGY,
+    "combined": PREDICTED_ENERGY,
+    "random": PREDICTED_ENERGY,
+    "substitution": NEAREST_TEMPLATE,
+}
+"""How each method chooses its first candidate, without a ranker; methods in the order of all tables.
+
+dao: what DAO-G generated freely. combined: all candidates of the campaign, those from templates included.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +46,15 @@ class Sample:
     template_id: str | None = None
     template_distance: float | None = None
     probability: float | None = None
+
+
+def methods_of(samples: Sequence[Sample], baselines: bool = True) -> list[str]:
+    """Methods of the tables: ``combined`` only where there are candidates from templates, and then ``dao`` only
+    if there are others; without ``baselines`` no more than these two."""
+    present = {sample.method for sample in samples}
+    absent = {"combined"} if "combined" not in present else {"dao"} - present
+    wanted = RANK1_BY if baselines else ("combined", "dao")
+    return [method for method in RANK1_BY if method in wanted and method not in absent]
 
 
 def ranks_by_energy(energies: Sequence[float | None], valid: Sequence[bool]) -> list[int | None]:
@@ -82,6 +99,7 @@ def summarise(results: Sequence[dict[str, Any]], samples: int, bootstrap: int, s
     results: rows of ``target_result``, every target for every method: the rate is over all of them.
     """
     rows = []
+    shared = any(r["method"] == "combined" for r in results)
     for method in RANK1_BY:
         own = [r for r in results if r["method"] == method]
         if not own:
@@ -90,7 +108,9 @@ def summarise(results: Sequence[dict[str, Any]], samples: int, bootstrap: int, s
             "match_rate_by_energy": rate([r["energy1_found"] for r in own]),
             "match_rate_single": rate([r["matches"] / r["candidates"] if r["candidates"] else 0.0 for r in own]),
         }
-        for k, found, rmse in ((1, "rank1_found", "rank1_rmse"), (samples, "found", "rmse")):
+        # with templates in the budget, DAO-G's own candidates are fewer
+        most = max(r["candidates"] for r in own) if shared and method == "dao" else samples
+        for k, found, rmse in ((1, "rank1_found", "rank1_rmse"), (most, "found", "rmse")):
             hits = [r[found] for r in own]
             low, high = interval(hits, bootstrap, seed)
             errors = [r[rmse] for r in own if r[rmse] is not None]
@@ -108,7 +128,7 @@ def summarise(results: Sequence[dict[str, Any]], samples: int, bootstrap: int, s
                     **(single if found == "rank1_found" else {}),
                 }
             )
-            if samples == 1:
+            if most == 1:
                 break
     return rows
 

@@ -15,9 +15,9 @@ norm is one scalar per pair, the inverse deviation r_ij of the raw vector, the s
 
 separate: edge_ij = [asinh G, psi_ij] unnormalised: the same with r_ij = 1. Then W_G G is the same for all pairs
 of a crystal: it drops out of the softmax and is added to the values once. Fourier features say where an atom
-lies in the cell but not how far it is in space, so separate mode may add RADIAL Gaussians of the minimum-image
-distance, as a bias to the logits and also to the values: the one tensor over pairs that is wider than the
-heads, made once for all layers.
+lies in the cell but not how far it is in space, so separate mode may add RADIAL Gaussians of the distance, of
+the nearest image or summed over all, as a bias to the logits and also to the values: the one tensor over pairs
+that is wider than the heads, made once for all layers.
 
 Why no psi_ij is ever formed: read each (cos, sin) pair as a complex number. psi_ij = conj(z_i) z_j with the
 phasors z_j = exp(2 pi i k f_j), and the scalar product of pairs is Re(conj(a) b). Hence, with P_i = W_psi^T q_i::
@@ -45,7 +45,9 @@ NORM_EPS = 1e-5
 RADIAL = 16
 """Gaussians per distance."""
 LARGEST_DISTANCE = 3.0
-"""Centre of the last Gaussian, in units of (expected volume per atom)^(1/3)."""
+"""Centre of the last Gaussian of nearest images, in units of (expected volume per atom)^(1/3)."""
+CUTOFF = 5.0
+"""Centre of the last Gaussian of all images, angstrom."""
 
 Distances = Literal["none", "bias", "values"]
 """Where minimum-image distances enter: nowhere, the logits, or the logits and the values."""
@@ -79,8 +81,11 @@ class EdgeFeatures:
         joint: bool,
         distances: bool,
         sigma: Tensor | None = None,
+        unit: Tensor | None = None,
     ) -> EdgeFeatures:
         """From sorted coordinates (N, 3) and lattices (B, 3, 3), in the precision of the coordinates.
+
+        unit: (B,), of the lattices, angstrom, if distances are to be those of all images, else nearest ones.
 
         sigma: (B,), noise of the coordinates, if frequencies that drown in it are to be damped: a difference
         of two noisy coordinates keeps exp(-(2 pi k sigma)^2) of the amplitude of its k-th harmonic.
@@ -101,8 +106,14 @@ class EdgeFeatures:
             metric = lattice @ lattice.transpose(1, 2)
             gram = metric.flatten(1)
             if not joint:
-                pairs = zip(layout.blocks(frac_coords), layout.crystal_blocks(metric), strict=True)
-                radial = [radial_features(coords, g) for coords, g in pairs] if distances else None
+                radial = None
+                if distances and unit is None:
+                    pairs = zip(layout.blocks(frac_coords), layout.crystal_blocks(metric), strict=True)
+                    radial = [radial_features(coords, g) for coords, g in pairs]
+                elif distances and unit is not None:
+                    in_angstrom = metric * unit.square()[:, None, None]
+                    pairs = zip(layout.blocks(frac_coords), layout.crystal_blocks(in_angstrom), strict=True)
+                    radial = [radial_density(coords, g) for coords, g in pairs]
                 return cls(phasor=phasor, phases=phases, gram=torch.asinh(gram), radial=radial)
             width = 9 + 6 * frequencies
             # sum over the cosines and sines of the differences: a turned vector of ones times z_j
@@ -235,16 +246,54 @@ def radial_features(frac_coords: Tensor, metric: Tensor) -> Tensor:
     """
     n = frac_coords.shape[1]
     difference = frac_coords[:, None, :] - frac_coords[:, :, None]
+    square, _ = _image_distances(difference.flatten(1, 2), metric)
+    distance = (square.amin(-1).clamp(min=0) + 1e-6).sqrt() * n ** (1 / 3)
+    return _gaussians(distance, LARGEST_DISTANCE).unflatten(1, (n, n))
+
+
+def radial_density(frac_coords: Tensor, metric: Tensor) -> Tensor:
+    """Gaussians of the distances of each atom to all images of each other, summed: (b, n, n, RADIAL).
+
+    metric: L L^T in angstrom^2. A bond length means the same in all crystals, and the sum counts neighbours,
+    which the nearest image alone does not in small cells. Where an axis is shorter than CUTOFF, images are
+    missing; they fade in smoothly between 1 and 1.5 cells along each axis, so that the sum is smooth.
+    """
+    b, n, _ = frac_coords.shape
+    first, second = torch.triu_indices(n, n, device=metric.device)
+    square, difference = _image_distances(frac_coords[:, second] - frac_coords[:, first], metric)
+    steps = torch.arange(-1, 2, device=metric.device, dtype=metric.dtype)
+    beyond = ((difference[..., None] + steps).abs() - 1).clamp(min=0)  # (b, pairs, axis, step)
+    fade = (math.pi * beyond).cos().square()
+    weight = (fade[..., 0, :, None, None] * fade[..., 1, None, :, None] * fade[..., 2, None, None, :]).flatten(-3)
+    # most images are beyond the last Gaussian: they are left out before anything is made of them
+    near = (square.detach() < (CUTOFF + 3 * CUTOFF / (RADIAL - 1)) ** 2).flatten(0, 1)
+    pair = near.nonzero()[:, 0]
+    distance = (square.flatten(0, 1)[near].clamp(min=0) + 1e-6).sqrt()
+    each = _gaussians(distance, CUTOFF) * weight.flatten(0, 1)[near][:, None]
+    summed = each.new_zeros(b * len(first), RADIAL).index_add(0, pair, each).unflatten(0, (b, len(first)))
+    of_pair = torch.empty(n, n, dtype=torch.int64, device=metric.device)
+    of_pair[first, second] = of_pair[second, first] = torch.arange(len(first), device=metric.device)
+    return summed[:, of_pair]
+
+
+def _image_distances(difference: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances to 27 images, (b, p, 27), and differences in [-1/2, 1/2], (b, p, 3).
+
+    difference: (b, p, 3), fractional. metric: (b, 3, 3).
+    """
     difference = difference - difference.detach().round()
     shifts = torch.cartesian_prod(*[torch.arange(-1, 2, device=metric.device, dtype=metric.dtype)] * 3)
-    # |(d + s) L|^2 = d G d + 2 d G s + s G s, without a (b, n, n, 27, 3) tensor
-    along = difference @ metric[:, None]
+    # |(d + s) L|^2 = d G d + 2 d G s + s G s, without a (b, p, 27, 3) tensor
+    along = difference @ metric
     cross = along @ shifts.T
-    shifted = torch.einsum("si,bij,sj->bs", shifts, metric, shifts)[:, None, None]
-    square = (along * difference).sum(-1, keepdim=True) + 2 * cross + shifted
-    distance = (square.amin(-1).clamp(min=0) + 1e-6).sqrt() * n ** (1 / 3)
-    centres = torch.linspace(0, LARGEST_DISTANCE, RADIAL, device=metric.device, dtype=metric.dtype)
-    width = LARGEST_DISTANCE / (RADIAL - 1)
+    shifted = torch.einsum("si,bij,sj->bs", shifts, metric, shifts)[:, None]
+    return (along * difference).sum(-1, keepdim=True) + 2 * cross + shifted, difference
+
+
+def _gaussians(distance: Tensor, largest: float) -> Tensor:
+    """(...) -> (..., RADIAL): evenly spaced from 0 to ``largest``, as wide as their spacing."""
+    centres = torch.linspace(0, largest, RADIAL, device=distance.device, dtype=distance.dtype)
+    width = largest / (RADIAL - 1)
     return torch.exp(-((distance[..., None] - centres) / width).square())
 
 

@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, int]] = {
 """Backbone sizes; ``base`` is the paper's."""
 
 
-def backbone_sizes(backbone: Backbone) -> dict[str, int]:
+def backbone_sizes(backbone: Backbone) -> dict[str, Any]:
     """Sizes of a configured backbone, overrides applied."""
     sizes = dict(PRESETS[backbone.preset])
     for name in sizes:
@@ -47,7 +47,12 @@ class About:
 
     kind: dao_p or dao_g. energy_label, energy_mean, energy_std: what the energy head predicts, eV/atom;
     after finetune_property the property, in its own unit (``energy.property``).
+    element_energies: 101 values by atomic number, eV/atom, whose mean over the atoms is added; empty: none.
+    members: hashes of the weights in members/1, members/2, ... of the directory, models that were trained on from
+    this one; std_scale: times the standard deviation of all their energies is that of the error.
     elements: atomic numbers seen in training. history: how it was trained, stage by stage.
+    template_errors: root mean square error of templates in training, of a fractional coordinate and of an entry of
+    the lattice's log metric; None: the model has not learned paths from templates.
     """
 
     kind: str
@@ -56,8 +61,12 @@ class About:
     energy_label: str | None = None
     energy_mean: float = 0.0
     energy_std: float = 1.0
+    element_energies: list[float] = field(default_factory=list)
+    members: list[str] = field(default_factory=list)
+    std_scale: float = 1.0
     elements: list[int] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    template_errors: tuple[float, float] | None = None
 
 
 class DaoModel(nn.Module):
@@ -69,6 +78,7 @@ class DaoModel(nn.Module):
     """
 
     element_volumes: Tensor
+    element_energies: Tensor
     schedule: Diffusion | Flow
 
     def __init__(
@@ -76,10 +86,11 @@ class DaoModel(nn.Module):
     ) -> None:
         super().__init__()
         self.about = about
-        backbone, self.process = Backbone(**about.backbone), Process.of_model(about.process)
+        backbone, self.process = Backbone.of_model(about.backbone), Process.of_model(about.process)
+        volumes = torch.as_tensor(element_volumes, dtype=torch.float32).clone()
         schedule: Diffusion | Flow
         if self.process.kind == "flow":
-            schedule = Flow(self.process, prior)
+            schedule = Flow(self.process, prior, about.template_errors)
             noise = Noise(schedule.sigma)
         else:
             schedule = Diffusion(self.process)
@@ -88,12 +99,17 @@ class DaoModel(nn.Module):
             **backbone_sizes(backbone),
             joint=backbone.edge_norm == "joint",
             distances=backbone.distances,
+            element_volumes=volumes if backbone.neighbours == "all" and backbone.distances != "none" else None,
+            gated=backbone.residual == "gated",
             noise=noise if backbone.noise_aware else None,
             lattice_output="symmetric" if self.process.kind == "flow" else None,
             energy_head=about.kind == "dao_p",
+            template_paths=about.template_errors is not None,
         )
         self.schedule = schedule
-        self.register_buffer("element_volumes", torch.as_tensor(element_volumes, dtype=torch.float32).clone())
+        self.register_buffer("element_volumes", volumes)
+        energies = torch.tensor(about.element_energies or [0.0] * len(volumes), dtype=torch.float32)
+        self.register_buffer("element_energies", energies, persistent=False)
 
     @classmethod
     def fitted(cls, about: About, crystals: pa.Table) -> DaoModel:
@@ -136,7 +152,13 @@ class DaoModel(nn.Module):
         """Energy per atom, (B,) eV/atom, of crystals with lattices in angstrom (paper 3.3)."""
         scaled = lattice / self.edge(atomic_numbers, layout)
         standardised = self.crysformer.energy(atomic_numbers, frac_coords, scaled, t, layout)
-        return standardised * self.about.energy_std + self.about.energy_mean
+        offset = self.about.energy_mean + self.reference(atomic_numbers, layout)
+        return standardised * self.about.energy_std + offset
+
+    def reference(self, atomic_numbers: Tensor, layout: Layout) -> Tensor:
+        """Part of the energy that the composition alone decides, (B,) eV/atom (``About.element_energies``)."""
+        energies = layout.sort_atoms(self.element_energies.to(self.dtype)[atomic_numbers])
+        return layout.unsort_crystals(torch.cat([block.mean(1) for block in layout.blocks(energies)]))
 
     def parameter_count(self) -> int:
         """Trainable parameters."""

@@ -25,6 +25,9 @@ COORDS_VARIANCE = 1 / 12
 """Of a uniformly random point on [-1/2, 1/2): what displacements of many atoms have."""
 
 
+TensorPair = tuple[Tensor, Tensor]
+
+
 class Flow(GenerativeProcess):
     """Straight paths and what a network learns of them.
 
@@ -33,13 +36,20 @@ class Flow(GenerativeProcess):
 
     prior_mean: (6,) and prior_factor: (6, 6), the prior of the packed Y_1 (``LatticePrior``); they are saved with
     the weights. Without ``prior`` a standard normal, to be replaced by what is loaded.
+    template_errors: units of the velocities of paths from templates, see ``template_path``.
     """
 
     prior_mean: Tensor
     prior_factor: Tensor
 
-    def __init__(self, process: Process, prior: LatticePrior | None = None) -> None:
+    def __init__(
+        self,
+        process: Process,
+        prior: LatticePrior | None = None,
+        template_errors: tuple[float, float] | None = None,
+    ) -> None:
         super().__init__()
+        self.template_errors = None if template_errors is None else (template_errors[0], template_errors[1])
         self.timesteps = process.timesteps
         levels = torch.linspace(0, 1, self.timesteps + 1, dtype=torch.float64)
         self.register_buffer("sigma", levels * math.sqrt(COORDS_VARIANCE), persistent=False)
@@ -68,6 +78,36 @@ class Flow(GenerativeProcess):
             u / math.sqrt(COORDS_VARIANCE),
             target,
         )
+
+    def template_path(self, crystal: TensorPair, template: TensorPair, layout: Layout, t: Tensor) -> Noisy:
+        """Crystals on their way to aligned templates, at t = T the templates themselves; nothing is random.
+
+        crystal, template: coordinates (N, 3) and lattices (B, 3, 3) in the unit of the process. F_s = F_0 + s u
+        with the smallest images u, without drift; Y_s = (1 - s) Y_0 + s Y_1. Targets: u and Y_1 - Y_0, each over
+        its root mean square in training, so that an output of zero leaves a template as it is.
+        """
+        coords_error, lattice_error = self._template_errors()
+        s = (t.to(crystal[0].dtype) / self.timesteps)[:, None, None]
+        u = template[0] - crystal[0]
+        u = layout.remove_mean(u - u.round())
+        y = log_metric(crystal[1])
+        change = log_metric(template[1]) - y
+        return Noisy(
+            (crystal[0] + s[layout.crystal, 0] * u) % 1.0,
+            metric_cell(y + s * change),
+            u / coords_error,
+            change / lattice_error,
+        )
+
+    def template_velocity(self, out_coords: Tensor, out_lattice: Tensor, layout: Layout) -> TensorPair:
+        """dF/ds (N, 3), without drift, and dY/ds (B, 3, 3) of paths from templates, from what the network says."""
+        coords_error, lattice_error = self._template_errors()
+        return layout.remove_mean(out_coords) * coords_error, out_lattice * lattice_error
+
+    def _template_errors(self) -> tuple[float, float]:
+        if self.template_errors is None:
+            raise ValueError("this model has not learned paths from templates")
+        return self.template_errors
 
     def draw_lattice(self, crystals: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Y_1 of so many crystals from the prior, (B, 3, 3)."""

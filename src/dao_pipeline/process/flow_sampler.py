@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.process.flow import Flow, displacement_variance
-from dao_pipeline.process.log_metric import metric_cell
-from dao_pipeline.process.sampler import Denoiser, EnergyGradient, Sampled, reverse_times
+from dao_pipeline.process.guidance import Steering
+from dao_pipeline.process.log_metric import log_metric, metric_cell
+from dao_pipeline.process.sampler import Denoiser, EnergyGradient, Sampled, Start, times_from
 
 Method = Literal["euler", "midpoint"]
 
@@ -34,9 +35,11 @@ def sample(
     annealing: float = 0.0,
     guidance: EnergyGradient | None = None,
     guidance_scale: float = 0.0,
+    steering: Steering = Steering(),
+    start: Start | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Sampled:
-    """Draw one crystal for each of the layout's B crystals, from pure noise.
+    """Draw one crystal for each of the layout's B crystals, from pure noise or from ``start``.
 
     ``euler`` asks the network once per step. ``midpoint`` asks twice, never at s = 0, and is of second order; it
     needs steps <= T / 2, for there must be a level between two levels. Annealing and guidance are taken from the
@@ -46,29 +49,32 @@ def sample(
     ``annealing`` a multiplies the velocity of the coordinates by 1 + a (1 - s), as CrystalFlow does, which
     settles them sooner; no step goes beyond the crystal that the velocity points at.
 
-    ``guidance`` shifts velocities by the gradient of E_s times ``guidance_scale`` (``_guide``), once per step; at
-    scale 0 it is not called, so results equal those without it bit for bit.
+    ``guidance`` shifts velocities by the gradient of E_s times ``guidance_scale`` (``_guide``), once per step, as
+    ``steering`` shapes it; at scale 0 it is not called, so results equal those without it bit for bit.
     """
     if method == "midpoint" and 2 * steps > flow.timesteps:
         raise ValueError(f"midpoint takes at most {flow.timesteps // 2} steps of {flow.timesteps} levels")
     device = layout.ptr.device
     atoms, crystals = int(layout.ptr[-1]), layout.num_crystals
-    coords = torch.rand((atoms, 3), generator=generator, device=device, dtype=dtype)
-    y = flow.draw_lattice(crystals, generator, dtype)
-    guided = guidance if guidance_scale > 0 else None
+    if start is None:
+        coords = torch.rand((atoms, 3), generator=generator, device=device, dtype=dtype)
+        y = flow.draw_lattice(crystals, generator, dtype)
+    else:
+        coords, y = start.frac_coords, log_metric(start.lattice)
 
     def velocity(coords: Tensor, y: Tensor, t: int) -> tuple[Tensor, Tensor]:
         level = torch.full((crystals,), t, device=device, dtype=torch.int64)
         out_f, out_l = denoise(coords % 1.0, metric_cell(y), level)
         return flow.coords_velocity(out_f, layout), flow.lattice_velocity(out_l, y, t / flow.timesteps)
 
-    for t, then in itertools.pairwise(reverse_times(flow.timesteps, steps)):
+    for t, then in itertools.pairwise(times_from(start, flow.timesteps, steps)):
         s, step = t / flow.timesteps, (t - then) / flow.timesteps
         move = min(step * (1 + annealing * (1 - s)), s)
         v_f, v_l = velocity(coords, y, t)
         shift_f = shift_l = None
-        if guided is not None:
-            shift_f, shift_l = _guide(guided, flow, layout, coords, y, t, guidance_scale)
+        if guidance is not None and steering.acts(guidance_scale, s):
+            shift_f, shift_l = _guide(guidance, flow, layout, coords, y, t, guidance_scale)
+            shift_f, shift_l = steering.of_coords(shift_f, v_f, layout), steering.of_lattice(shift_l, v_l)
             v_f, v_l = v_f + shift_f, v_l + shift_l
         if method == "midpoint":
             middle = (t + then) // 2

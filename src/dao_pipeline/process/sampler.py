@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.process.diffusion import Diffusion
+from dao_pipeline.process.guidance import Steering
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(F (N, 3), L (B, 3, 3), t (B,)) -> the network's outputs for coordinates (N, 3) and lattice (B, 3, 3)."""
@@ -34,6 +35,17 @@ class Sampled(NamedTuple):
     lattice: Tensor
 
 
+class Start(NamedTuple):
+    """Noisy crystals to start from in place of pure noise.
+
+    frac_coords: (N, 3). lattice: (B, 3, 3), in the unit of the process. t: their noise level, 1 to T.
+    """
+
+    frac_coords: Tensor
+    lattice: Tensor
+    t: int
+
+
 def sample(
     denoise: Denoiser,
     layout: Layout,
@@ -45,25 +57,30 @@ def sample(
     step_size: float = 1e-5,
     guidance: EnergyGradient | None = None,
     guidance_scale: float = 0.0,
+    steering: Steering = Steering(),
     bound: bool = True,
+    start: Start | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Sampled:
-    """Draw one crystal for each of the layout's B crystals, from pure noise.
+    """Draw one crystal for each of the layout's B crystals, from pure noise or from ``start``.
 
     With steps == timesteps, corrector and bound=False this is the published sampler: per level one Langevin
     step on the coordinates and one ancestral step on both. ``guidance`` adds -variance * scale * gradient to
-    the predictor's means; at scale 0 it is not called, so results equal those without it bit for bit.
+    the predictor's means, as ``steering`` shapes it; at scale 0 it is not called, so results equal those without
+    it bit for bit.
     """
     device = layout.ptr.device
     atoms, crystals = int(layout.ptr[-1]), layout.num_crystals
-    guided = guidance is not None and guidance_scale > 0
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
-    coords = torch.rand((atoms, 3), generator=generator, device=device, dtype=dtype)
-    lattice = randn(crystals, 3, 3)
-    times = reverse_times(schedule.timesteps, steps)
+    if start is None:
+        coords = torch.rand((atoms, 3), generator=generator, device=device, dtype=dtype)
+        lattice = randn(crystals, 3, 3)
+    else:
+        coords, lattice = start.frac_coords, start.lattice
+    times = times_from(start, schedule.timesteps, steps)
     sigmas, score_norms = schedule.sigma.tolist(), schedule.score_norm.tolist()
     for t, s in itertools.pairwise(times):
         level = torch.full((crystals,), t, device=device, dtype=torch.int64)
@@ -83,11 +100,11 @@ def sample(
             clean = _bound(clean)
         next_coords = coords - score_factor * root * eps_f
         next_lattice = a * clean + b * lattice
-        if guided and s > 0:
-            assert guidance is not None
+        if guidance is not None and s > 0 and steering.acts(guidance_scale, t / schedule.timesteps):
             grad_f, grad_l = guidance(coords, lattice, level)
-            next_coords = next_coords - gamma**2 * guidance_scale * grad_f
-            next_lattice = next_lattice - lattice_std**2 * guidance_scale * grad_l
+            shift_f, shift_l = -(gamma**2) * guidance_scale * grad_f, -(lattice_std**2) * guidance_scale * grad_l
+            next_coords = next_coords + steering.of_coords(shift_f, next_coords - coords, layout)
+            next_lattice = next_lattice + steering.of_lattice(shift_l, next_lattice - lattice)
         if s > 0:
             next_coords = next_coords + gamma * randn(atoms, 3)
             next_lattice = next_lattice + lattice_std * randn(crystals, 3, 3)
@@ -99,6 +116,13 @@ def _bound(lattice: Tensor) -> Tensor:
     """Shrink lattices whose root mean square vector length exceeds the bound; rotations commute with it."""
     size = (lattice.square().sum((1, 2), keepdim=True) / 3).sqrt()
     return lattice * (LARGEST_LATTICE / size).clamp(max=1.0)
+
+
+def times_from(start: Start | None, timesteps: int, steps: int) -> list[int]:
+    """Noise levels from ``start`` down to 0: of ``steps`` from T to 0, its share."""
+    if start is None:
+        return reverse_times(timesteps, steps)
+    return reverse_times(start.t, max(1, steps * start.t // timesteps))
 
 
 def reverse_times(timesteps: int, steps: int) -> list[int]:

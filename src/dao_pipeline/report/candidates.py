@@ -14,7 +14,7 @@ from dao_pipeline.candidates.export import cif_comment
 from dao_pipeline.config import Campaign
 from dao_pipeline.crystals.cif import cif_text
 from dao_pipeline.crystals.crystal import Crystal
-from dao_pipeline.report.coverage import is_true
+from dao_pipeline.report.coverage import is_true, novelty
 from dao_pipeline.report.figures import Axis, Mark, strip, strip_axis
 from dao_pipeline.report.found import Matches, matches
 from dao_pipeline.report.results import Results, crystals_by_id
@@ -44,7 +44,8 @@ class Candidate:
     symmetry: str
     volume: float | None
     group_size: int | None
-    novel: bool | None
+    novel: str
+    made_from: str
     found: bool | None
     rmse: float | None
     cif: str
@@ -65,6 +66,7 @@ class Top:
     energy: str
     has_targets: bool
     has_probabilities: bool
+    has_templates: bool
     empty: list[Markup]
 
 
@@ -100,6 +102,7 @@ def top_section(results: Results, campaign: Campaign) -> Top | None:
         energy=LABELS[campaign.energy_model.label],
         has_targets=bool(known),
         has_probabilities=bool(best["probability"].notna().any()),
+        has_templates=bool(screened["template_id"].notna().any()),
         empty=[formula(text) for text in without],
     )
 
@@ -121,12 +124,24 @@ def _candidate(row: dict[Any, Any], crystal: Crystal, known: Matches) -> Candida
         symmetry=spacegroup(maybe("spacegroup")),
         volume=maybe("volume_per_atom"),
         group_size=maybe("group_size"),
-        novel=maybe("novel"),
+        novel=novelty(row),
+        made_from=made_from(row),
         found=found,
         rmse=rmse,
         cif="data:chemical/x-cif;base64," + base64.b64encode(text.encode()).decode(),
         filename=re.sub(r"[^A-Za-z0-9.-]", "_", f"{row['composition']}-{row['rank']}") + ".cif",
     )
+
+
+def made_from(row: dict[Any, Any]) -> str:
+    """Where a candidate comes from, in words."""
+    template = row.get("template_id")
+    words = {
+        "known": f"known crystal {template}",
+        "template": f"structure of {template}",
+        "template_refined": f"structure of {template}, refined",
+    }
+    return words.get(str(row.get("origin")), "DAO-G")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,6 +49,23 @@ def is_true(column: pd.Series) -> pd.Series:
     return column.map(lambda value: value is True or value == 1).astype(bool)
 
 
+KNOWN_TYPE = "known type"
+"""What is said of a crystal that is new in its composition, but whose structure is that of a known one."""
+
+
+def novelty(row: Mapping[Any, Any]) -> str:
+    """yes, no or ``KNOWN_TYPE`` for a row of the screened table; empty where it was not compared.
+
+    A substitution into a known structure is never called novel, nor is what matches one.
+    """
+    novel = row.get("novel")
+    if novel is None or novel != novel:
+        return ""
+    if not novel:
+        return "no"
+    return KNOWN_TYPE if row.get("structure_type_known") is True else "yes"
+
+
 def candidates_funnel(planned: int | None, screened: pd.DataFrame) -> Funnel:
     """Requested, generated, valid, unique, novel.
 
@@ -57,12 +75,14 @@ def candidates_funnel(planned: int | None, screened: pd.DataFrame) -> Funnel:
     exists = exists.astype(bool)
     valid = exists & is_true(screened["valid"])
     unique = valid & is_true(screened["unique"])
-    novel = unique & is_true(screened["novel"])
+    new = unique & is_true(screened["novel"])
+    substituted = new & is_true(screened["structure_type_known"])
+    novel = new & ~substituted
     requested = max(len(screened), planned or 0)
     absent = (("without a row in the screened table", requested - len(screened)),)
     known = [
         "matches a known crystal" if value is not None and value == value else "not compared with known crystals"
-        for value in screened["novel"][unique & ~novel]
+        for value in screened["novel"][unique & ~new]
     ]
     failed = [text if text != "ok" else "failed a check" for text in screened["status"][exists & ~valid]]
     return Funnel(
@@ -81,7 +101,12 @@ def candidates_funnel(planned: int | None, screened: pd.DataFrame) -> Funnel:
                 int(unique.sum()),
                 _one("matches a candidate of lower energy", int((valid & ~unique).sum())),
             ),
-            Step("Novel", "matches no crystal that the models learned from", int(novel.sum()), tally(known)),
+            Step(
+                "Novel",
+                "matches no crystal that the models learned from, and no known structure type that was tried",
+                int(novel.sum()),
+                tally(known) + _one("known structure type with other elements", int(substituted.sum())),
+            ),
         )
     )
 

@@ -14,7 +14,12 @@ from dao_pipeline.report.figures import rate_bar
 from dao_pipeline.report.results import Results
 from dao_pipeline.report.text import NONE, formula, number, percent, plural, present, reason, spacegroup
 
-METHODS = {"dao": "DAO-G", "substitution": "Template substitution", "random": "Random generation"}
+METHODS = {
+    "dao": "DAO-G",
+    "combined": "DAO-G and templates",
+    "substitution": "Template substitution",
+    "random": "Random generation",
+}
 """Methods of the evaluation in the order in which they are shown."""
 
 
@@ -177,10 +182,11 @@ Matches = dict[tuple[str, str, int], tuple[bool, float | None]]
 
 
 def matches(results: Results) -> Matches:
-    """For each candidate of DAO-G that was compared: whether it is the known crystal, and its RMSE."""
+    """For each candidate that was compared: whether it is the known crystal, and its RMSE."""
     if results.samples is None:
         return {}
-    rows = results.samples[results.samples["method"] == "dao"]
+    methods = results.samples["method"]
+    rows = results.samples[methods == ("combined" if (methods == "combined").any() else "dao")]
     matched = is_true(rows["matched"])
     return {
         (str(c), str(t), int(s)): (bool(m), float(r) if present(r) else None)

@@ -52,10 +52,14 @@ def overview(results: Results, top: Top | None, found: Found | None, funnel: Fun
     if funnel:
         steps = {step.name: step.count for step in funnel.steps}
         asked = 0 if results.screened is None else results.screened["composition"].nunique()
+        made = 0 if results.screened is None else int(results.screened["template_id"].notna().sum())
+        who = f"{count(made)} were made from known structures and the others by DAO-G; " if made else ""
         sentences.append(
-            f"For {plural(asked, 'composition')} DAO-G was asked for {plural(steps['Requested'], 'candidate')}: "
+            f"For {plural(asked, 'composition')} {plural(steps['Requested'], 'candidate')} "
+            f"{'was' if steps['Requested'] == 1 else 'were'} asked for{'' if made else ' of DAO-G'}: {who}"
             f"{count(steps['Valid'])} are valid crystals, {count(steps['Unique'])} of them distinct, and "
-            f"{count(steps['Novel'])} match no crystal that the models learned from."
+            f"{count(steps['Novel'])} match no crystal that the models learned from"
+            f"{', nor a known structure type that was tried' if made else ''}."
         )
         facts.append(
             Fact("Distinct candidates", count(steps["Unique"]), f"of {count(steps['Requested'])} requested")

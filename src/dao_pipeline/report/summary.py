@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dao_pipeline.report.candidates import is_known, ranked
-from dao_pipeline.report.coverage import candidates_funnel
+from dao_pipeline.report.coverage import candidates_funnel, novelty
 from dao_pipeline.report.found import Found, Matches, found_section, matches
 from dao_pipeline.report.results import Results, load_results
-from dao_pipeline.report.text import count, number, percent, plural, present, spacegroup
+from dao_pipeline.report.text import count, number, percent, plural, spacegroup
 
 BEST = 3
 """Candidates shown per composition."""
@@ -66,7 +66,7 @@ def _candidates(tables: Results) -> Table:
                     number(row["energy_pred"]),
                     spacegroup(row["spacegroup"]),
                     count(row["group_size"]),
-                    "yes" if present(row["novel"]) and row["novel"] else "no",
+                    novelty(row) or "no",
                     "" if found is None else (f"found, RMSE {number(rmse)}" if found else "no"),
                 ]
                 # Text, not markup: square brackets in names are shown, not obeyed.

@@ -13,7 +13,8 @@ from dao_pipeline.config import Campaign, expand_path
 from dao_pipeline.crystals.table import read_table, require_crystals
 from dao_pipeline.errors import UserError
 from dao_pipeline.model.dao import About, DaoModel, load_model
-from dao_pipeline.process.objective import GeneratorObjective
+from dao_pipeline.process.objective import GeneratorObjective, TemplateObjective
+from dao_pipeline.process.template_errors import template_errors
 from dao_pipeline.seeds import stage_seed
 from dao_pipeline.training.run import train_to_directory
 
@@ -27,43 +28,51 @@ def pretrain_generator(
     stage: int,
     relaxed: Path | None = None,
     init: Path | None = None,
+    pairs: Path | None = None,
 ) -> None:
-    """Stage I from scratch on stable and unstable crystals; stage II from ``init`` on the relaxed set."""
+    """Stage I from scratch on stable and unstable crystals; stage II from ``init`` on the relaxed set.
+
+    With ``pretrain.crystals: stable`` stage I sees the stable crystals alone.
+    pairs: table of pair_templates, which ``generator.template_paths`` needs.
+    """
     name = f"pretrain_generator_stage{stage}"
     val_file = crysdb / "val.parquet"
     if stage == 1:
         source = crysdb / "train.parquet"
         crystals = read_table(source)
-        about = About(
-            kind="dao_g",
-            backbone=campaign.generator.backbone.model_dump(mode="json"),
-            process=campaign.process.model_dump(mode="json"),
-        )
-        torch.manual_seed(stage_seed(campaign.seed, name))
-        model = DaoModel.fitted(about, crystals)
+        if campaign.pretrain.crystals == "stable":
+            crystals = _stable(crystals, source, campaign, "pretrain.crystals")
+        templates = _templates(campaign, pairs)
+        model = _untrained(campaign, crystals, name, templates)
         settings, inputs = campaign.pretrain.stage1, {"train": source}
     else:
         if relaxed is None or init is None:
             raise UserError("pretrain-generator --stage 2 needs --relaxed and --init; give both.")
         crystals = read_table(relaxed)
         model = _generator(init)
+        templates = _templates(campaign, pairs, model)
         settings, inputs = campaign.pretrain.stage2, {"relaxed": relaxed, "init": init / "model.safetensors"}
     train_to_directory(
         model,
-        GeneratorObjective(),
+        _objective(campaign, templates),
         crystals,
         read_table(val_file),
         settings,
         campaign=campaign,
         stage=name,
-        inputs={**inputs, "val": val_file},
+        inputs={**inputs, "val": val_file, **({} if pairs is None else {"pairs": pairs})},
         out=out,
         work=work,
+        templates=templates,
     )
 
 
-def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, *, init: Path) -> None:
+def finetune_generator(
+    campaign: Campaign, crysdb: Path, out: Path, work: Path, *, init: Path | None, pairs: Path | None = None
+) -> None:
     """Fine-tune on the stable part of the training split, all of it, or the table named in the campaign.
+
+    Without ``init`` training starts from random weights.
 
     ``finetune.sources`` restricts the training split, and validation with it, to some of its sources.
 
@@ -71,8 +80,8 @@ def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, 
     whose process the campaign cannot sample or guide (``Campaign.refusal``).
     """
     settings = campaign.finetune
-    model = _generator(init)
-    if refusal := campaign.refusal(model.process):
+    model = _generator(init) if init else None
+    if model is not None and (refusal := campaign.refusal(model.process)):
         raise UserError(f"{init}: {refusal}.")
     source = expand_path(settings.path) if settings.path else crysdb / "train.parquet"
     require_crystals(source)
@@ -86,24 +95,51 @@ def finetune_generator(campaign: Campaign, crysdb: Path, out: Path, work: Path, 
                 "coverage lists the sources there are."
             )
     if settings.crystals == "stable" and not settings.path:
-        crystals = stable(crystals, campaign.crysdb.stable_threshold)
-    if crystals.num_rows == 0:
-        raise UserError(
-            f"{source}: no crystal within crysdb.stable_threshold = {campaign.crysdb.stable_threshold} eV/atom of "
-            "the hull; raise it, or set finetune.crystals: all."
-        )
+        crystals = _stable(crystals, source, campaign, "finetune.crystals")
+    templates = _templates(campaign, pairs, model)
+    if model is None:
+        model = _untrained(campaign, crystals, "finetune_generator", templates)
     train_to_directory(
         model,
-        GeneratorObjective(),
+        _objective(campaign, templates),
         crystals,
         validation,
         settings.training,
         campaign=campaign,
         stage="finetune_generator",
-        inputs={"train": source, "val": crysdb / "val.parquet", "init": init / "model.safetensors"},
+        inputs={
+            "train": source,
+            "val": crysdb / "val.parquet",
+            **({} if init is None else {"init": init / "model.safetensors"}),
+            **({} if pairs is None else {"pairs": pairs}),
+        },
         out=out,
         work=work,
+        templates=templates,
     )
+
+
+def _untrained(campaign: Campaign, crystals: pa.Table, stage: str, templates: pa.Table | None) -> DaoModel:
+    """Random weights, with the volumes and the prior of the crystals that they will be trained on."""
+    about = About(
+        kind="dao_g",
+        backbone=campaign.generator.backbone.model_dump(mode="json"),
+        process=campaign.process.model_dump(mode="json"),
+        template_errors=None if templates is None else template_errors(crystals, templates),
+    )
+    torch.manual_seed(stage_seed(campaign.seed, stage))
+    return DaoModel.fitted(about, crystals)
+
+
+def _stable(table: pa.Table, source: Path, campaign: Campaign, key: str) -> pa.Table:
+    """``stable`` by the campaign's threshold. Raises UserError if nothing is left; ``key`` asked for it."""
+    found = stable(table, campaign.crysdb.stable_threshold)
+    if found.num_rows == 0:
+        raise UserError(
+            f"{source}: no crystal within crysdb.stable_threshold = {campaign.crysdb.stable_threshold} eV/atom of "
+            f"the hull; raise it, or set {key}: all."
+        )
+    return found
 
 
 def stable(table: pa.Table, threshold: float) -> pa.Table:
@@ -115,6 +151,27 @@ def stable(table: pa.Table, threshold: float) -> pa.Table:
 def of_sources(table: pa.Table, sources: Sequence[str]) -> pa.Table:
     """Rows of these sources."""
     return table.filter(pc.is_in(table["source"], value_set=pa.array(sources, pa.string())))
+
+
+def _templates(campaign: Campaign, pairs: Path | None, model: DaoModel | None = None) -> pa.Table | None:
+    """The pair table, if the campaign trains on paths from templates and ``model`` has learned of them."""
+    if campaign.generator.template_paths == 0:
+        return None
+    if pairs is None:
+        raise UserError(
+            f"generator.template_paths is {campaign.generator.template_paths}, which needs the table of "
+            "pair_templates: give --pairs, or set 0."
+        )
+    if model is not None and model.about.template_errors is None:
+        raise UserError(
+            "the model to start from has not learned paths from templates: pretrain it with "
+            "generator.template_paths above 0, or set 0."
+        )
+    return read_table(pairs)
+
+
+def _objective(campaign: Campaign, templates: pa.Table | None) -> GeneratorObjective:
+    return GeneratorObjective() if templates is None else TemplateObjective(campaign.generator.template_paths)
 
 
 def _generator(folder: Path) -> DaoModel:

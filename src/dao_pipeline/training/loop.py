@@ -304,12 +304,17 @@ def learning_rate(settings: Training, step: int) -> float:
 
 
 def permute_axes(batch: Data, generator: torch.Generator) -> Data:
-    """Rename a, b, c at random for each crystal: the same crystal, which the model does not know to be one."""
+    """Rename a, b, c at random for each crystal: the same crystal, which the model does not know to be one.
+
+    Its template, if it has one, follows.
+    """
     device = batch.lattice.device
     order = torch.rand(len(batch.lattice), 3, generator=generator, device=device).argsort(1)
-    batch.lattice = torch.take_along_dim(batch.lattice, order[:, :, None], 1)
     per_atom = torch.repeat_interleave(order, batch.ptr.diff(), dim=0)
-    batch.frac_coords = torch.take_along_dim(batch.frac_coords, per_atom, 1)
+    for coords, lattice in (("frac_coords", "lattice"), ("template_coords", "template_lattice")):
+        if lattice in batch:
+            batch[lattice] = torch.take_along_dim(batch[lattice], order[:, :, None], 1)
+            batch[coords] = torch.take_along_dim(batch[coords], per_atom, 1)
     return batch
 
 

@@ -16,6 +16,8 @@ METRICS = pa.schema(
             "loss_lattice",
             "loss_coords",
             "loss_energy",
+            "loss_template_lattice",
+            "loss_template_coords",
             "energy_mae",
             "learning_rate",
             "grad_norm",

@@ -97,9 +97,13 @@ def finetune_property(campaign: Campaign, model: Path, out: Path, work: Path) ->
         energy_label=target.name,
         energy_mean=float(np.mean(labels)),
         energy_std=float(np.std(labels)) + 1e-5,
+        element_energies=[],
+        members=[],
+        std_scale=1.0,
         history=[*start.about.history, target.note()],
     )
     torch.manual_seed(seed)
+    start.element_energies.zero_()
     reset_energy_head(start)
     train_to_directory(
         start.train(),

@@ -40,9 +40,11 @@ def train_to_directory(
     inputs: dict[str, Path],
     out: Path,
     work: Path,
+    templates: pa.Table | None = None,
 ) -> None:
     """Train ``model`` on a table and write model.safetensors, config.json and metrics.parquet to ``out``.
 
+    templates: of the crystals, see ``CrystalDataset``.
     The work directory holds the checkpoint while the run lasts and is removed when ``out`` is complete. If this is
     one of several processes, the first one writes.
     """
@@ -58,7 +60,7 @@ def train_to_directory(
         state = train(
             model.to(processes.device),
             objective,
-            CrystalDataset(crystals, label),
+            CrystalDataset(crystals, label, templates=templates),
             CrystalDataset(validation, label) if validation.num_rows else None,
             settings,
             work=work,
@@ -77,6 +79,7 @@ def train_to_directory(
             "stage": stage,
             "campaign": campaign.name,
             "crystals": crystals.num_rows,
+            **({} if templates is None else {"templates": templates.num_rows}),
             "steps": settings.steps,
             "seed": seed,
             "inputs": hashes,
@@ -95,7 +98,7 @@ def train_to_directory(
 
 def _held_out(inputs: dict[str, Path]) -> list[dict[str, Any]] | None:
     """What the table that a model is trained on leaves out; says before training where evaluate will object."""
-    table = next(path for name, path in inputs.items() if name not in ("init", "val"))
+    table = next(path for name, path in inputs.items() if name not in ("init", "val", "pairs"))
     if "val" not in inputs:
         return held_out(table)
     test = inputs["val"].with_name("test.parquet")
