@@ -802,7 +802,18 @@ class Ranking(Section):
         64, ge=1, le=1000, description="nearest known crystals, each under its assignments of elements, that vote"
     )
     epochs: int = Field(6, ge=1, description="passes over the training crystals when votes are learned")
-    hidden: int = Field(64, ge=1, le=1024, description="width of the ranker's network")
+    hidden: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="width of a network that corrects the votes by distances, volume, order and size; 0: none, which "
+        "named the right candidate first more often (docs/ranking.md)",
+    )
+    energy: bool = Field(
+        False,
+        description="let DAO-P's energy above the lowest sibling count, with a weight fitted on the validation split; "
+        "it made the first candidate worse (docs/ranking.md)",
+    )
     matcher: Matcher = Field(
         Matcher(), description="decides whether a candidate is the known crystal, and which share a probability"
     )

@@ -76,6 +76,7 @@ def calibration_error(probability: np.ndarray, hit: np.ndarray) -> float:
 def test_probabilities_of_a_composition_sum_to_at_most_one() -> None:
     features, _, _ = synthetic(50, 1)
     ranker = Ranker(8)
+    assert ranker.head is not None
     torch.nn.init.normal_(ranker.head[-1].weight)
     found = ranker.probabilities(features)
     total = np.bincount(features.group.numpy(), found)
@@ -163,6 +164,7 @@ def trained() -> TrainedRanker:
     known = KnownTypes.build(table, described)
     torch.manual_seed(0)
     ranker = Ranker(8)
+    assert ranker.head is not None
     torch.nn.init.normal_(ranker.head[-1].weight)
     return TrainedRanker(
         settings=Ranking(enabled=True, hidden=8, suggestions=16),

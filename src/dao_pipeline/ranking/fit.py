@@ -71,7 +71,9 @@ def fit_ranker(
     ranker.scale.copy_(values.std(0).clamp(min=1e-3))
     ranker.used.copy_(torch.tensor([float(name not in without) for name in FEATURES]))
     optimiser = torch.optim.AdamW(
-        [*ranker.head.parameters(), ranker.none_slope, ranker.none_bias], learning_rate, weight_decay=weight_decay
+        [*(ranker.head.parameters() if ranker.head else ()), ranker.none_slope, ranker.none_bias],
+        learning_rate,
+        weight_decay=weight_decay,
     )
     best, best_step, kept = np.inf, 0, copy.deepcopy(ranker.state_dict())
     records = []

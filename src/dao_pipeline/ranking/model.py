@@ -1,6 +1,6 @@
 """The ranker: probabilities of candidates of one composition, and of none of them being the ground state.
 
-A candidate's logit is the logarithm of its share of votes plus a small network of its features. Softmax over
+A candidate's logit is the logarithm of its share of votes, plus a small network of its features if wanted. Softmax over
 siblings and the option *none of these* makes the probabilities of a composition sum to at most 1. DAO-P's energy
 enters with a weight that, like the temperature, is fitted on crystals that DAO-P was not trained on: on its own
 training crystals its energies are better than they will ever be again.
@@ -67,7 +67,10 @@ class Groups:
 
 
 class Ranker(nn.Module):
-    """Logits of candidates and of none of them. ``mean``, ``scale``: (features,), of the training candidates."""
+    """Logits of candidates and of none of them. ``mean``, ``scale``: (features,), of the training candidates.
+
+    hidden: width of the network; 0: none, the votes decide alone.
+    """
 
     mean: Tensor
     scale: Tensor
@@ -79,10 +82,13 @@ class Ranker(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.register_buffer("used", torch.ones(width))
-        last = nn.Linear(hidden, 1)
-        nn.init.zeros_(last.weight)  # so that it begins with the votes alone
-        nn.init.zeros_(last.bias)
-        self.head = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last)
+        self.head: nn.Sequential | None = None
+        if hidden:
+            last = nn.Linear(hidden, 1)
+            nn.init.zeros_(last.weight)  # so that it begins with the votes alone
+            nn.init.zeros_(last.bias)
+            inner = (nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
+            self.head = nn.Sequential(*inner, last)
         self.none_slope = nn.Parameter(torch.tensor(1.0))
         self.none_bias = nn.Parameter(torch.tensor(0.0))
         self.log_temperature = nn.Parameter(torch.tensor(0.0))
@@ -91,9 +97,10 @@ class Ranker(nn.Module):
 
     def evidence(self, groups: Groups) -> Tensor:
         """(g, 1 + s) logits before calibration; *none of these* stands first."""
-        x = (groups.values - self.mean) / self.scale * self.used
-        share = groups.values[:, :, FEATURES.index("log_share")]
-        logit = (share + self.head(x)[:, :, 0]).masked_fill(~groups.here, _NEVER)
+        logit = groups.values[:, :, FEATURES.index("log_share")]
+        if self.head is not None:
+            logit = logit + self.head((groups.values - self.mean) / self.scale * self.used)[:, :, 0]
+        logit = logit.masked_fill(~groups.here, _NEVER)
         none = self.none_slope * groups.none + self.none_bias
         return torch.cat([none[:, None], logit], dim=1)
 

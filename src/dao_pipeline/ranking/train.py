@@ -89,7 +89,8 @@ def train_ranker(
         write_table(candidates, out / f"examples_{name}.parquet", {"stage": STAGE})
         parts[name] = _labelled(base, candidates, workers)
         log.info("%s: %d candidates of %d compositions", name, candidates.num_rows, len(parts[name].hit))
-    ranker, records = fit_ranker(parts["train"], parts["val"], seed, hidden=settings.hidden)
+    without = () if settings.energy else ("energy",)
+    ranker, records = fit_ranker(parts["train"], parts["val"], seed, hidden=settings.hidden, without=without)
     inputs = {"train": crysdb / "train.parquet", "val": crysdb / "val.parquet", "energy_model": energy_model}
     history = {
         "stage": STAGE,
