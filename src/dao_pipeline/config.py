@@ -806,13 +806,13 @@ class Ranking(Section):
         0,
         ge=0,
         le=1024,
-        description="width of a network that corrects the votes by distances, volume, order and size; 0: none, which "
-        "named the right candidate first more often (docs/ranking.md)",
+        description="width of a network that corrects the votes by distances, volume, order and size; 0: none. "
+        "It did not name the right candidate first more often (docs/ranking.md)",
     )
     energy: bool = Field(
         False,
-        description="let DAO-P's energy above the lowest sibling count, with a weight fitted on the validation split; "
-        "it made the first candidate worse (docs/ranking.md)",
+        description="let DAO-P's energy above the lowest sibling count, with a weight fitted on the validation "
+        "split; it made the first candidate worse (docs/ranking.md)",
     )
     matcher: Matcher = Field(
         Matcher(), description="decides whether a candidate is the known crystal, and which share a probability"
