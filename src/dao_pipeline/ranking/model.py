@@ -2,8 +2,8 @@
 
 A candidate's logit is the logarithm of its share of votes, plus a small network of its features if wanted. Softmax
 over siblings and the option *none of these* makes the probabilities of a composition sum to at most 1. DAO-P's
-energy can enter with a weight that, like the temperature, is fitted on crystals that DAO-P was not trained on: on its
-own training crystals its energies are better than they will ever be again.
+energy can enter with a weight that, like the temperature, is fitted on crystals that DAO-P was not trained on: on
+its own training crystals its energies are better than they will ever be again.
 """
 
 from __future__ import annotations
