@@ -18,10 +18,10 @@ from dao_pipeline.ranking.structure_type import structure_types
 from dao_pipeline.ranking.votes import VoteData, Votes
 
 VOTED = ("log_share", "unsupported", "log_members", "best_vote", "behind", "log_none", "best_e_above_hull")
-"""log_share: logarithm of the share of votes for the candidate's kind. unsupported: nobody voted for it.
-log_members: logarithm of 1 + the number of votes. best_vote: weight of the heaviest. behind: log_share below the
-best sibling's. log_none: log of the share that stands for other types. best_e_above_hull: eV/atom of the known
-crystal that it is from.
+"""log_share: logarithm of the share of votes for the candidate's kind, divided by its siblings of that kind.
+unsupported: nobody voted for it. log_members: logarithm of 1 + the number of votes. best_vote: weight of the
+heaviest. behind: log_share below the best sibling's. log_none: log of the share that stands for other types.
+best_e_above_hull: eV/atom of the known crystal that it is from.
 """
 
 SHAPE = ("log_atoms", "log_cells", "elements", "log_order")
@@ -120,6 +120,9 @@ def _voted(data: VoteData, votes: Votes, kind: np.ndarray, group: np.ndarray) ->
     supported = members > 0
     with np.errstate(divide="ignore"):
         log_share = np.logaddexp.reduce(weight, axis=1) - total.numpy()[group]
+    # siblings of one kind, which differ in free coordinates only, share its votes
+    siblings = np.unique(np.stack([group, kind], axis=1), axis=0, return_inverse=True, return_counts=True)
+    log_share = log_share - np.log(siblings[2][siblings[1].ravel()])
     log_share = np.maximum(np.where(supported, log_share, _LEAST), _LEAST)
     leading = np.full(len(log_none), _LEAST)
     np.maximum.at(leading, group, log_share)
