@@ -43,7 +43,7 @@ DISTORTIONS = (
 """Root mean square displacement in angstrom, root mean square strain."""
 GAPS = (0.005, 0.02, 0.05, 0.1, np.inf)
 """Edges of the differences of polymorphs, eV/atom."""
-RESAMPLES = 2000
+RESAMPLES = 1000
 BATCH_ATOMS = 1500
 
 
@@ -55,7 +55,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 def interval(statistic: Callable[[np.ndarray], float], count: int) -> str:
     """95 % bootstrap interval of ``statistic`` of row numbers, as text."""
     random = np.random.default_rng(0)
-    values = [statistic(random.integers(0, count, count)) for _ in range(RESAMPLES if count < 5000 else 200)]
+    values = [statistic(random.integers(0, count, count)) for _ in range(RESAMPLES)]
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return f"{low:.3f} to {high:.3f}"
 
@@ -112,12 +112,12 @@ def errors(models: dict[str, Path], data: dict[str, pa.Table], train: pa.Table) 
 # Calibration over the noise -----------------------------------------------------------------------------------
 
 
-def calibration(models: dict[str, Path], data: dict[str, pa.Table], draws: int = 3) -> pd.DataFrame:
+def calibration(models: dict[str, Path], data: dict[str, pa.Table], draws: int) -> pd.DataFrame:
     """E_t of noisy crystals against their labels.
 
     If E_t = -log E[exp(-y) | noisy crystal], the mean of exp(E_t - y) is 1, over all crystals and over any that
-    are chosen by E_t. ``free energy`` is minus the logarithm of that mean, in eV/atom, over all; ``worst fifth``
-    is the largest of it in size among fifths of the crystals by E_t.
+    are chosen by E_t. ``free energy`` is minus the logarithm of that mean, what would have to be added to E_t,
+    in eV/atom, over all; ``worst fifth`` is the largest of it in size among fifths of the crystals by E_t.
     """
     rows = []
     for name, folder in models.items():
@@ -170,10 +170,13 @@ def at_level(model: Any, crystals: CrystalDataset, t: int, draw: int) -> tuple[n
 # Distorted crystals -------------------------------------------------------------------------------------------
 
 
-def distortions(models: dict[str, Path], data: dict[str, pa.Table], chgnet: int) -> pd.DataFrame:
+def distortions(
+    models: dict[str, Path], data: dict[str, pa.Table], count: int | None, chgnet: int
+) -> pd.DataFrame:
     """How often the true crystal is below its distorted copy, and what distortion costs, by its size."""
     rows = []
-    for dataset, known in data.items():
+    for dataset, table in data.items():
+        known = table.take(np.random.default_rng(0).permutation(table.num_rows)[:count])
         crystals = list(from_table(known))
         for displacement, strain in DISTORTIONS:
             random = np.random.default_rng(7)
@@ -333,6 +336,8 @@ def main() -> None:
     parser.add_argument("--data", action="append", required=True, metavar="NAME=TABLE", help="held-out crystals")
     parser.add_argument("--train", type=Path, required=True, help="training crystals, for the trivial predictors")
     parser.add_argument("--siblings", type=Path, help="crystals with the polymorphs of the held-out ones")
+    parser.add_argument("--draws", type=int, default=3, help="of noise for each crystal, for the calibration")
+    parser.add_argument("--distorted", type=int, help="crystals of each table that are distorted; default: all")
     parser.add_argument("--chgnet", type=int, default=0, help="distorted crystals of each kind that CHGNet labels")
     parser.add_argument("--only", nargs="*", help="errors, calibration, distortions, siblings, uncertainty")
     parser.add_argument("--out", type=Path, required=True)
@@ -342,8 +347,8 @@ def main() -> None:
     data, train = {name: read_table(path) for name, path in files.items()}, read_table(args.train)
     tables: dict[str, Callable[[], dict[str, pd.DataFrame]]] = {
         "errors": lambda: {"errors": errors(models, data, train)},
-        "calibration": lambda: {"calibration": calibration(models, data)},
-        "distortions": lambda: {"distortions": distortions(models, data, args.chgnet)},
+        "calibration": lambda: {"calibration": calibration(models, data, args.draws)},
+        "distortions": lambda: {"distortions": distortions(models, data, args.distorted, args.chgnet)},
         "siblings": lambda: (
             {"siblings": siblings(models, data, read_table(args.siblings))} if args.siblings else {}
         ),

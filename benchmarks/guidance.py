@@ -22,7 +22,7 @@ import typer
 
 from dao_pipeline.candidates.generate import require_same_process
 from dao_pipeline.candidates.screen import check_geometry
-from dao_pipeline.config import Generate, Matcher, Screen
+from dao_pipeline.config import Generate, Screen
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.table import file_hash, read_table, write_table, write_text
 from dao_pipeline.evaluation.polymorphs import distinct
@@ -60,13 +60,13 @@ def chgnet(crystals: list[Crystal]) -> list[float]:
 
 def different(crystals: list[Crystal]) -> int:
     """How many of them are different structures."""
-    return len(distinct(crystals, Matcher(ltol=0.2, stol=0.3, angle_tol=5.0)))
+    return len(distinct(crystals))
 
 
 def energies(table: pa.Table, workers: int) -> np.ndarray:
     """CHGNet's energy of each valid row, NaN for the others."""
     valid = np.flatnonzero(table["valid"].to_numpy(zero_copy_only=False))
-    crystals = from_table(table.select(_STRUCTURE).take(valid))
+    crystals = list(from_table(table.select(_STRUCTURE).take(valid)))
     pieces = [crystals[i : i + 50] for i in range(0, len(crystals), 50)]
     found = np.full(table.num_rows, np.nan)
     found[valid] = [e for piece in parallel_map(chgnet, pieces, workers) for e in piece]
@@ -77,7 +77,7 @@ def measure(made: pa.Table, known: pa.Table, samples: int, workers: int) -> dict
     """Match rate, validity and diversity of candidates, ``samples`` in a row for each composition."""
     valid = made["valid"].to_numpy(zero_copy_only=False)
     rows = [[i for i in range(c, c + samples) if valid[i]] for c in range(0, made.num_rows, samples)]
-    groups = [from_table(made.select(_STRUCTURE).take(members)) for members in rows if members]
+    groups = [list(from_table(made.select(_STRUCTURE).take(members))) for members in rows if members]
     found = compare(
         made.set_column(made.schema.get_field_index("status"), "status", made["generated"]), known, workers
     )

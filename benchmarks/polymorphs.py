@@ -3,8 +3,8 @@
 python benchmarks/polymorphs.py --held mp20_held.parquet --known mp20/val.parquet --known mpts52/val.parquet
     --generator results/ablation/models/dao_g/finetuned --out work/polymorphs
 
-A composition counts if a crystal in ``--held`` has it and the tables together know two to four structures of it with
-the same number of atoms. That the generator was not trained on these compositions is for the caller to see to.
+A composition counts if a crystal in ``--held`` has it and the tables together know two to four structures of it
+with the same number of atoms. That the generator never saw these compositions is for the caller to see to.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def known_structures(held: list[Path], known: list[Path], largest: int) -> list[
     table = pa.concat_tables(tables)
     sizes = pc.list_value_length(table["atomic_numbers"])
     wanted = pc.is_in(table["formula"], value_set=pa.array(sorted(formulas)))
-    return polymorphs(from_table(table.filter(pc.and_(wanted, pc.less_equal(sizes, largest)))), Matcher())
+    return polymorphs(list(from_table(table.filter(pc.and_(wanted, pc.less_equal(sizes, largest))))))
 
 
 def recall(task: Task) -> tuple[Recall, int]:
     """What the samples find, and how many different structures are among them."""
     torch.set_num_threads(1)
-    different = distinct([sample for sample in task.samples if sample is not None], Matcher())
+    different = distinct([sample for sample in task.samples if sample is not None])
     return Recall.of(task.known, task.samples, Matcher()), len(different)
 
 

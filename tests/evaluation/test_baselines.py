@@ -95,6 +95,14 @@ def test_many_templates_of_one_type_do_not_outvote_the_nearest() -> None:
     assert made[0].template_id == "near"
 
 
+def test_supercells_come_last_however_near() -> None:
+    chain = [[0, 0, 0], [0.4, 0.1, 0], [0.2, 0.5, 0.5], [0.75, 0.5, 0.45]]
+    known = [cubic("near", "K", "Cl"), crystal("far", ["Fe", "Fe", "Al", "Al"], chain, 5.0)]
+    target = crystal("t", ["Na", "Na", "Cl", "Cl"], chain, 5.0)
+    (made,) = substitutions(plain_index(to_table(known)), [target], 5)
+    assert [m.template_id for m in made] == ["far", "near"]
+
+
 def test_of_equally_near_templates_the_stable_one_is_taken() -> None:
     table = to_table([rock_salt("a", "K", "Br", e_above_hull=0.2), cubic("b", "K", "Br", e_above_hull=0.0)])
     (made,) = substitutions(plain_index(table), [cubic("t", "Na", "Cl")], 5)

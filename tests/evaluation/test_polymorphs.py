@@ -36,12 +36,12 @@ def two_cells() -> Crystal:
 
 def test_only_different_structures_with_the_same_atoms_count() -> None:
     known = [rock_salt(), rock_salt(5.7, "again"), caesium_chloride(), two_cells()]
-    assert [c.id for c in distinct(known, Matcher())] == ["rock salt", "cscl"]
-    [found] = polymorphs(known, Matcher())
+    assert [c.id for c in distinct(known)] == ["rock salt", "cscl"]
+    [found] = polymorphs(known)
     assert [c.id for c in found] == ["rock salt", "cscl"]
-    assert not polymorphs([rock_salt(), rock_salt(5.7)], Matcher())
-    assert not polymorphs([rock_salt(), caesium_chloride(), zinc_blende()], Matcher(), most=2)
-    assert len(polymorphs([rock_salt(), caesium_chloride(), zinc_blende()], Matcher())[0]) == 3
+    assert not polymorphs([rock_salt(), rock_salt(5.7)])
+    assert not polymorphs([rock_salt(), caesium_chloride(), zinc_blende()], most=2)
+    assert len(polymorphs([rock_salt(), caesium_chloride(), zinc_blende()])[0]) == 3
 
 
 def test_samples_are_compared_with_every_known_structure() -> None:
@@ -57,10 +57,17 @@ def test_samples_are_compared_with_every_known_structure() -> None:
     assert recall.all_found(3) == pytest.approx(0)
 
 
+def test_a_sample_finds_only_what_it_is_nearest_to() -> None:
+    """To the field's tolerances rock salt and zinc blende are one."""
+    known = [zinc_blende(), rock_salt()]
+    both = [Recall.of([one], [rock_salt(5.7)], Matcher()).hits.item() for one in known]
+    assert both == [True, True]
+    assert Recall.of(known, [rock_salt(5.7)], Matcher()).hits.tolist() == [[False], [True]]
+
+
 @pytest.mark.parametrize("structures", [1, 2, 4])
 @pytest.mark.parametrize("k", [1, 2, 4, 6])
 def test_expectations_equal_the_mean_over_all_choices(structures: int, k: int) -> None:
-    """A sample may match several structures: tolerances are generous."""
     hits = np.random.default_rng(structures).random((structures, 6)) < 0.3
     recall = Recall(hits, np.full(structures, np.nan))
     choices = [hits[:, list(chosen)].any(1) for chosen in itertools.combinations(range(6), k)]

@@ -61,9 +61,8 @@ def test_the_assignment_of_elements_is_the_best_of_all(real: TemplateIndex) -> N
         template, *_ = bucket.entries
         distance = bucket.distances(target[None], real.metric)[0]
         for t in rng.permutation(len(bucket.rows))[:4]:
-            ways = [
-                p for p in permutations(range(len(pattern))) if all(pattern[i] == c for i, c in zip(p, pattern))
-            ]
+            counts = np.array(pattern)
+            ways = [p for p in permutations(range(len(pattern))) if (counts[list(p)] == counts).all()]
             cost = [
                 np.abs(number[target[list(way)]] - number[bucket.elements[t]]) @ np.array(pattern) / sum(pattern)
                 for way in ways

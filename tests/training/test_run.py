@@ -35,7 +35,7 @@ def test_a_checkpoint_belongs_to_all_settings_of_its_stage_and_to_no_others(
 
     first = identity(energy_model={"backbone": {"preset": "tiny"}})
     for change in (
-        {"clean_fraction": 0.5},
+        {"clean_fraction": 0.4},
         {"clip_label": 3.0},
         {"training": {"learning_rate": 1e-5}},
         {"backbone": {"preset": "tiny", "heads": 2}},

@@ -99,7 +99,7 @@ def test_problems_of_all_campaigns_are_named_at_once(tmp_path: Path) -> None:
 
 def test_every_stage_has_files() -> None:
     learnt = {"enabled": True, "path": "labels.parquet", "column": "bulk"}
-    values = {"qe": {"enabled": True}, "property": learnt}
+    values = {"qe": {"enabled": True}, "property": learnt, "ablation": {"variants": {"v": {}}}}
     values |= {"generate": {"template_share": 0.5}, "generator": {"template_paths": 0.5}}
     campaign = parse_campaign({"name": "x"} | values, "x")
     names = [path for stage in STAGES for path in stage_files(campaign, stage)]

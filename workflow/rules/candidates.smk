@@ -81,8 +81,12 @@ rule generate_candidates:
     input:
         plan=campaigns.at("plan_candidates", "candidates/planned/shard-{shard}.parquet"),
         templates=campaigns.proposed,
-        generator=campaigns.at("finetune_generator", "models/dao_g/finetuned/model.safetensors"),
-        energy_model=campaigns.at("train_energy_model", "models/dao_p/model.safetensors"),
+        generator=campaigns.at(
+            "finetune_generator", "models/dao_g/finetuned/model.safetensors"
+        ),
+        energy_model=campaigns.at(
+            "train_energy_model", "models/dao_p/model.safetensors"
+        ),
     output:
         "results/{campaign}/candidates/generated/shard-{shard}.parquet",
     log:
@@ -117,7 +121,9 @@ rule screen_candidates:
         generated=campaigns.stage_input("generate_candidates"),
         train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
         val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
-        energy_model=campaigns.at("train_energy_model", "models/dao_p/model.safetensors"),
+        energy_model=campaigns.at(
+            "train_energy_model", "models/dao_p/model.safetensors"
+        ),
     output:
         screened="results/{campaign}/candidates/screened.parquet",
         cifs="results/{campaign}/candidates/top.zip",

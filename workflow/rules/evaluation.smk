@@ -6,7 +6,9 @@ rule evaluate:
         screened=campaigns.at("screen_candidates", "candidates/screened.parquet"),
         train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
         test=campaigns.at("build_crysdb", "crysdb/test.parquet"),
-        energy_model=campaigns.at("train_energy_model", "models/dao_p/model.safetensors"),
+        energy_model=campaigns.at(
+            "train_energy_model", "models/dao_p/model.safetensors"
+        ),
     output:
         samples="results/{campaign}/evaluation/samples.parquet",
         targets="results/{campaign}/evaluation/targets.parquet",

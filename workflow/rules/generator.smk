@@ -39,7 +39,9 @@ rule pretrain_generator_stage2:
     input:
         val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
         relaxed=campaigns.stage_input("relax_dataset"),
-        init=campaigns.at("pretrain_generator_stage1", "models/dao_g/stage1/model.safetensors"),
+        init=campaigns.at(
+            "pretrain_generator_stage1", "models/dao_g/stage1/model.safetensors"
+        ),
         pairs=campaigns.stage_input("pair_templates"),
     output:
         weights="results/{campaign}/models/dao_g/stage2/model.safetensors",

@@ -58,7 +58,7 @@ def as_candidates(
         "template_id": [None] * len(counts),
         "template_distance": [None] * len(counts),
     }
-    return set_columns(rows, made | (columns_of_origin or {}))
+    return set_columns(rows, {**made, **(columns_of_origin or {})})
 
 
 def set_columns(rows: pa.Table, columns: Mapping[str, Sequence[Any] | pa.Array]) -> pa.Table:

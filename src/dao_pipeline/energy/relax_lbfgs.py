@@ -35,7 +35,7 @@ CUTS = (0.1, 0.5)
 SMALLEST_RADIUS = 1e-4
 """Of the full trust radius: a crystal that gets no step beyond is as low as its precision shows."""
 EXCHANGE = 0.05
-"""Share of the atoms under way that must have stopped before crystals are exchanged, which costs a little."""
+"""Share of the atoms under way that must have stopped before crystals are exchanged, which has its cost."""
 GPA = 160.21766208
 """GPa per eV/angstrom^3."""
 
@@ -49,13 +49,13 @@ _UNDER_WAY = (
 class _Places(NamedTuple):
     """What does not change while the same B crystals with N atoms, at most A each, are under way.
 
-    numbers (N,); frac (B, A, 3); real (B, A), which of them are atoms; lattice, inverse (B, 3, 3); volume,
-    length, atoms (B,).
+    numbers (N,); frac (B, A, 3); slots (N,), where atoms are among the B A places; lattice, inverse (B, 3, 3);
+    volume, length, atoms (B,).
     """
 
     numbers: Tensor
     frac: Tensor
-    real: Tensor
+    slots: Tensor
     lattice: Tensor
     inverse: Tensor
     volume: Tensor
@@ -82,6 +82,7 @@ class Lbfgs(Relaxation):
         super().__init__(model, crystals, settings)
         self._device = model.element_volumes.device
         self._order = np.argsort(-crystals.counts, kind="stable")
+        self._ends = np.concatenate([[0], np.cumsum(crystals.counts[self._order])])
         self._next = 0
         self._width = 0
         self._batch: dict[str, Tensor] = self._newcomers(np.zeros(0, dtype=np.int64))
@@ -123,7 +124,7 @@ class Lbfgs(Relaxation):
             | (self._displacement() > limits.max_displacement)  # it will not be accepted
             | (self._volume_change().abs() > limits.max_volume_change)
         )
-        if bool(b["stopped"].all()):
+        if bool(b["stopped"].all()):  # the last ones leave
             self._exchange()
 
     def state(self) -> dict[str, Tensor]:
@@ -143,39 +144,33 @@ class Lbfgs(Relaxation):
         """Who has stopped leaves, if they are enough, and others come in."""
         sizes = self.crystals.counts
         index = self._batch["index"].cpu().numpy()
-        stopped = self._batch["stopped"].cpu().numpy()
-        room = self.settings.batch_atoms - int(sizes[index[~stopped]].sum())
-        waiting = len(self._order) - self._next
-        few = sizes[index[stopped]].sum() < EXCHANGE * self.settings.batch_atoms
-        if len(index) and few and not stopped.all():
+        stays = ~self._batch["stopped"].cpu().numpy()
+        staying = index[stays]
+        atoms = int(sizes[staying].sum())
+        if sizes[index].sum() - atoms < EXCHANGE * sizes[index].sum():
             return
-        self._leave(torch.from_numpy(np.flatnonzero(stopped)).to(self._device))
-        start = self._next
-        while waiting and (room >= sizes[self._order[self._next]] or (stopped.all() and self._next == start)):
-            room -= int(sizes[self._order[self._next]])
-            self._next, waiting = self._next + 1, waiting - 1
-        arriving = self._order[start : self._next]
-        if not len(arriving) and not stopped.any():
-            return
-        stay, come = index[~stopped], arriving
-        together = np.concatenate([stay, come])
+        self._leave(np.flatnonzero(~stays))
+        room = self._ends[self._next] + self.settings.batch_atoms - atoms
+        end = int(np.searchsorted(self._ends, room, side="right")) - 1
+        if not len(staying):
+            end = max(end, min(self._next + 1, len(self._order)))
+        coming, self._next = self._order[self._next : end], max(self._next, end)
+        together = np.concatenate([staying, coming])
+        self._width = int(sizes[together].max(initial=0))
+        old, new = self._resized(np.flatnonzero(stays)), self._newcomers(coming)
         order = np.argsort(sizes[together], kind="stable")  # so that size classes lie in a row
-        width = int(sizes[together].max(initial=0))
-        old = self._resized(self._batch, np.flatnonzero(~stopped), width)
-        self._width = width
-        new = self._newcomers(come)
         where = torch.from_numpy(order).to(self._device)
         self._batch = {name: torch.cat([old[name], new[name]])[where] for name in _UNDER_WAY}
         self._places = self._settle(together[order]) if len(together) else None
 
-    def _resized(self, batch: dict[str, Tensor], rows: np.ndarray, width: int) -> dict[str, Tensor]:
-        """``rows`` of the crystals under way, with room for ``width`` atoms each."""
+    def _resized(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """``rows`` of the crystals under way, with room for as many atoms as the largest of the next ones has."""
         chosen = torch.from_numpy(rows).to(self._device)
-        found = {name: values[chosen] for name, values in batch.items()}
+        found = {name: values[chosen] for name, values in self._batch.items()}
         for name in ("point", "gradient", "moves", "changes"):
             values = found[name]
-            atoms, cell = values[..., :-3, :][..., :width, :], values[..., -3:, :]
-            room = atoms.new_zeros(*atoms.shape[:-2], width - atoms.shape[-2], 3)
+            atoms, cell = values[..., :-3, :][..., : self._width, :], values[..., -3:, :]
+            room = atoms.new_zeros(*atoms.shape[:-2], self._width - atoms.shape[-2], 3)
             found[name] = torch.cat([atoms, room, cell], dim=-2)
         return found
 
@@ -215,7 +210,7 @@ class Lbfgs(Relaxation):
         return _Places(
             numbers=torch.from_numpy(self.crystals.numbers[rows]).to(self._device),
             frac=torch.from_numpy(frac).to(self._device),
-            real=torch.from_numpy(real).to(self._device),
+            slots=torch.from_numpy(np.flatnonzero(real)).to(self._device),
             lattice=lattice,
             inverse=torch.linalg.inv(lattice),
             volume=volume,
@@ -235,7 +230,7 @@ class Lbfgs(Relaxation):
         t = torch.zeros(len(point), dtype=torch.int64, device=self._device)
         leaf = point.detach().requires_grad_()
         with torch.enable_grad():
-            coords = (p.frac + leaf[:, :-3] @ p.inverse)[p.real]
+            coords = (p.frac + leaf[:, :-3] @ p.inverse).flatten(0, 1)[p.slots]
             cell = p.lattice @ (torch.eye(3, dtype=point.dtype, device=self._device) + self._strain(p, leaf))
             energy = self.model.energy(p.numbers, coords.to(dtype), cell.to(dtype), t, p.layout)
             total = energy.to(point.dtype) * p.atoms
@@ -310,19 +305,20 @@ class Lbfgs(Relaxation):
         strain = self._strain(self._places, self._batch["point"])
         return torch.linalg.det(torch.eye(3, dtype=strain.dtype, device=strain.device) + strain) - 1
 
-    def _leave(self, rows: Tensor) -> None:
-        """Write down the outcomes of ``rows`` of the crystals under way."""
-        if not len(rows) or self._places is None:
+    def _leave(self, gone: np.ndarray) -> None:
+        """Write down the outcomes of the rows ``gone`` of the crystals under way."""
+        if not len(gone) or self._places is None:
             return
         b, p, result = self._batch, self._places, self.result
+        rows = torch.from_numpy(gone).to(self._device)
+        one = torch.eye(3, dtype=torch.float64, device=self._device)
+        cells = p.lattice @ (one + self._strain(p, b["point"]))
+        coords = (p.frac + b["point"][:, :-3] @ p.inverse)[rows].cpu() % 1.0
         index = b["index"][rows].cpu()
-        point = b["point"]
-        one = torch.eye(3, dtype=point.dtype, device=point.device)
-        atoms = p.real[rows].cpu().numpy()
-        flat = (self.crystals.ptr[index.numpy()][:, None] + np.arange(self._width))[atoms]
-        coords = (p.frac + point[:, :-3] @ p.inverse)[rows][p.real[rows]]
-        result.frac_coords[torch.from_numpy(flat)] = coords.cpu() % 1.0
-        result.lattice[index] = (p.lattice @ (one + self._strain(p, point)))[rows].cpu()
+        real = np.arange(self._width) < self.crystals.counts[index.numpy()][:, None]
+        atoms = (self.crystals.ptr[index.numpy()][:, None] + np.arange(self._width))[real]
+        result.frac_coords[torch.from_numpy(atoms)] = coords[torch.from_numpy(real)]
+        result.lattice[index] = cells[rows].cpu()
         result.energy_before[index] = (b["before"] / p.atoms)[rows].cpu()
         result.energy_after[index] = (b["energy"] / p.atoms)[rows].cpu()
         result.steps[index] = b["steps"][rows].cpu()

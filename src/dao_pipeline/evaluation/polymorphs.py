@@ -2,6 +2,8 @@
 
 A match rate asks for one given structure; a generator that always finds the most stable one passes. Here every
 known structure of the cell's composition has to be matched by some sample (match everyone to the references).
+The field's tolerances take rock salt and zinc blende for one structure. So polymorphs are told apart by pymatgen's
+own, which are tighter, and a sample finds only the structure that it is nearest to.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ from dao_pipeline.crystals.crystal import Crystal
 from dao_pipeline.crystals.matching import Sameness
 from dao_pipeline.evaluation.matching import match_target
 
+APART = Matcher(ltol=0.2, stol=0.3, angle_tol=5.0)
+"""Decides whether two structures are two: pymatgen's defaults."""
 
-def distinct(crystals: Sequence[Crystal], matcher: Matcher) -> list[Crystal]:
+
+def distinct(crystals: Sequence[Crystal], matcher: Matcher = APART) -> list[Crystal]:
     """The crystals without those that match an earlier one."""
     same = Sameness(matcher)
     kept: list[Crystal] = []
@@ -35,7 +40,7 @@ def distinct(crystals: Sequence[Crystal], matcher: Matcher) -> list[Crystal]:
     return kept
 
 
-def polymorphs(crystals: Sequence[Crystal], matcher: Matcher, most: int = 4) -> list[list[Crystal]]:
+def polymorphs(crystals: Sequence[Crystal], matcher: Matcher = APART, most: int = 4) -> list[list[Crystal]]:
     """Known structures of each cell composition that has 2 to ``most`` different ones, in the order of the first.
 
     Structures of one composition whose cells have different numbers of atoms are apart: a sample has the atoms
@@ -50,9 +55,10 @@ def polymorphs(crystals: Sequence[Crystal], matcher: Matcher, most: int = 4) -> 
 
 @dataclass(frozen=True)
 class Recall:
-    """Which of m known structures the n samples of a composition match.
+    """Which of m known structures the n samples of a composition find.
 
-    hits: (m, n) bool. rmse: (m,) of each structure's best match in units of (V/n)^(1/3), NaN where there is none.
+    hits: (m, n) bool, at most one in a column: a sample that matches several finds the one with the least RMSE.
+    rmse: (m,) of each structure's best match in units of (V/n)^(1/3), NaN where there is none.
     """
 
     hits: np.ndarray
@@ -66,8 +72,11 @@ class Recall:
         for row, structure in zip(rmse, known, strict=True):
             matches = match_target(structure, [c for c in samples if c is not None], matcher)
             row[sound] = [np.nan if match.rmse is None else match.rmse for match in matches]
-        best = np.nanmin(np.where(np.isnan(rmse), np.inf, rmse), axis=1, initial=np.inf)
-        return cls(np.isfinite(rmse), np.where(np.isfinite(best), best, np.nan))
+        distance = np.where(np.isnan(rmse), np.inf, rmse)
+        nearest = np.arange(len(known))[:, None] == distance.argmin(0)
+        distance = np.where(nearest, distance, np.inf)
+        best = distance.min(1, initial=np.inf)
+        return cls(np.isfinite(distance), np.where(np.isfinite(best), best, np.nan))
 
     def found(self, k: int) -> float:
         """Expected share of the known structures that k of the samples, drawn at random, find."""

@@ -16,14 +16,18 @@ from dao_pipeline.config import Templates
 from dao_pipeline.crystals.crystal import Crystal
 from dao_pipeline.templates.index import TemplateIndex
 
+_LAST = 1e7
 _NEAREST = 1e-3
 """Width of votes, in steps of Mendeleev number per atom: so narrow that only the nearest template counts."""
 
 
 def plain_index(table: pa.Table) -> TemplateIndex:
-    """Templates whose nearest is proposed first; of equally near ones the more stable (e_above_hull)."""
+    """Templates whose nearest is proposed first; of equally near ones the more stable (e_above_hull).
+
+    Supercells come after all that need none.
+    """
     index = TemplateIndex.build(table, Templates(distance="mendeleev", exclude="composition"))
-    return replace(index, metric=replace(index.metric, width=_NEAREST), instability=1.0)
+    return replace(index, metric=replace(index.metric, width=_NEAREST), instability=1.0, supercell=_LAST)
 
 
 @dataclass(frozen=True)

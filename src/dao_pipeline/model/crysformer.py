@@ -178,9 +178,10 @@ class Crysformer(nn.Module):
         self.template_origin = self.template_heads = None
         if template_paths:
             self.template_origin = nn.Parameter(torch.zeros(width))
-            self.template_heads = nn.ModuleList(nn.Linear(width, n, bias=False) for n in (3, 9))
-            for head in self.template_heads:
+            corrections = [nn.Linear(width, n, bias=False) for n in (3, 9)]
+            for head in corrections:
                 nn.init.zeros_(head.weight)
+            self.template_heads = nn.ModuleList(corrections)
 
     def forward(
         self,
@@ -263,14 +264,17 @@ class Crysformer(nn.Module):
             from_template = torch.zeros_like(t, dtype=torch.bool)
         elif self.template_origin is None:
             raise ValueError("this model has not learned paths from templates")
-        crystals = tuple(layout.sort_crystals(values) for values in (lattice, t, from_template))
+        crystals = (
+            layout.sort_crystals(lattice),
+            layout.sort_crystals(t),
+            layout.sort_crystals(from_template),
+        )
         parts = layout.parts(CPU_PART_ATOMS) if frac_coords.device.type == "cpu" else [layout]
         if len(parts) == 1:
             return self._features(*atoms, *crystals, layout)
         split = [values.split([len(part.crystal) for part in parts]) for values in atoms]
         split += [values.split([part.num_crystals for part in parts]) for values in crystals]
-        pieces = zip(*split, strict=True)
-        return torch.cat([self._features(*piece, part) for piece, part in zip(pieces, parts, strict=True)])
+        return torch.cat([self._features(*inputs) for inputs in zip(*split, parts, strict=True)])
 
     def _features(
         self,

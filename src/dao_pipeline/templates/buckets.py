@@ -127,7 +127,10 @@ class Bucket:
         distance = self.distances(targets, metric)
         vote = (self.weight[template] - distance / metric.width).astype(np.float32)
         for i, slots in enumerate(targets):
-            own = np.flatnonzero(np.isin(template, self.of_composition(slots)))
+            same = self.of_composition(slots)
+            if not len(same):
+                continue
+            own = np.flatnonzero(np.isin(template, same))
             if own_composition:
                 unchanged = (slots[assignments(self.pattern)[way[own]]] == self.elements[template[own]]).all(1)
                 own = own[unchanged]

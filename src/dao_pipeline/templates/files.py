@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from dao_pipeline.config import Templates
 from dao_pipeline.crystals.table import read_table, replacing, write_table, write_text
 from dao_pipeline.errors import UserError
-from dao_pipeline.templates.index import TemplateIndex
+from dao_pipeline.templates.index import SUPERCELL, TemplateIndex
 from dao_pipeline.templates.metric import Metric
 from dao_pipeline.templates.patterns import Pattern
 from dao_pipeline.templates.volume import VolumeModel
@@ -42,7 +42,7 @@ def save(index: TemplateIndex, folder: Path, about: dict[str, Any]) -> None:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
     metric = {"name": index.metric.name, "width": index.metric.width, "power": index.metric.power}
     note = {"format": _FORMAT, "settings": index.settings.model_dump(mode="json"), "metric": metric}
-    note["instability"] = index.instability
+    note |= {"instability": index.instability, "supercell": index.supercell}
     write_text(folder / "index.json", json.dumps(note, indent=1) + "\n")
 
 
@@ -69,6 +69,7 @@ def load(folder: Path) -> TemplateIndex:
         classes={_pattern(n): a for n, a in arrays.items() if n.startswith("classes.")},
         volume=VolumeModel(arrays["volume.elements"], arrays["volume.pairs"]),
         instability=note["instability"],
+        supercell=note.get("supercell", SUPERCELL),
     )
 
 

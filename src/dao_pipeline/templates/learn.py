@@ -6,9 +6,9 @@ Each element gets two vectors, u and v. A template with elements b on its places
 
 from a composition with elements a (``metric.Metric``). The first part is small where elements are alike; the
 second where what they change cancels over the whole, as charges do: no oxidation states are needed. Templates vote
-with exp(-d), and the vectors are those for which the votes of all other known crystals give each crystal's own type
-the highest probability (neighbourhood components analysis, Goldberger et al., NIPS 2004): minus its logarithm is the
-loss. Templates of a crystal's own composition have no vote.
+with exp(-d), and the vectors are those for which the votes of all other known crystals give each crystal's own
+type the highest probability (neighbourhood components analysis, Goldberger et al., NIPS 2004): minus its logarithm
+is the loss. Templates of a crystal's own composition have no vote.
 """
 
 from __future__ import annotations
@@ -81,13 +81,7 @@ def learn_metric(
     generator = torch.Generator().manual_seed(seed)
     random = np.random.default_rng(seed)
     model = Vectors(settings.width, settings.whole, generator)
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [model.map, model.stability, model.power]},
-            {"params": [model.own], "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     lessons = [lesson for lesson in map(Lesson, buckets.values()) if len(lesson.queries)]
     if sum(len(lesson.queries) for lesson in lessons) < settings.least:
         return fallback, 0.0

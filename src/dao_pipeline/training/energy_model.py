@@ -110,7 +110,7 @@ def train_energy_model(campaign: Campaign, crysdb: Path, out: Path, work: Path) 
         run(0, model, out)
         return
     # finished parts wait in the work folder: Snakemake deletes the outputs of a run that is interrupted
-    models = []
+    models: list[DaoModel] = []
     for number in range(settings.members + 1):
         folder, identity = work / f"part-{number}", _identity(campaign, files, number)
         if number:

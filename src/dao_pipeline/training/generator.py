@@ -81,7 +81,7 @@ def finetune_generator(
     """
     settings = campaign.finetune
     model = _generator(init) if init else None
-    if model and (refusal := campaign.refusal(model.process)):
+    if model is not None and (refusal := campaign.refusal(model.process)):
         raise UserError(f"{init}: {refusal}.")
     source = expand_path(settings.path) if settings.path else crysdb / "train.parquet"
     require_crystals(source)
