@@ -238,6 +238,22 @@ def generate_candidates(
 
 
 @command
+def train_ranker(
+    config: ConfigFile,
+    crysdb: CrysdbDir,
+    energy_model: Annotated[Path, typer.Option(help="DAO-P model directory")],
+    out: OutDir,
+    templates: Annotated[
+        Path | None, typer.Option(help="template index of the training split [default: made anew]")
+    ] = None,
+) -> None:
+    """Learn how likely each candidate is the ground state of its composition."""
+    from dao_pipeline.ranking.train import train_ranker as run
+
+    run(_campaign(config), crysdb, energy_model, out, templates)
+
+
+@command
 def screen_candidates(
     config: ConfigFile,
     plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
@@ -245,11 +261,14 @@ def screen_candidates(
     crysdb: CrysdbDir,
     energy_model: Annotated[Path, typer.Option(help="DAO-P model directory")],
     out: OutFile,
+    ranker: Annotated[
+        Path | None, typer.Option(help="directory written by train-ranker [default: rank by predicted energy]")
+    ] = None,
 ) -> None:
     """Check, group, rank: one row per planned candidate, whatever happened to it; CIFs go into a zip beside it."""
     from dao_pipeline.candidates.screen import screen_candidates as run
 
-    run(_campaign(config), plan, generated, crysdb, energy_model, out)
+    run(_campaign(config), plan, generated, crysdb, energy_model, out, ranker)
 
 
 @command

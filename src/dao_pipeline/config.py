@@ -776,6 +776,45 @@ class Templates(Section):
     )
 
 
+class Ranking(Section):
+    """Stage train_ranker: how likely each candidate is the ground state, learned from known compositions."""
+
+    enabled: bool = Field(
+        False,
+        description="train a ranker, and rank candidates by its probabilities; false: by predicted energy",
+    )
+    model: str | None = Field(None, description="a ranker's directory from elsewhere, in place of training one")
+    sources: list[str] | None = Field(
+        None,
+        description="learn from the ground states of these sources only (column source): those whose crystals are "
+        "like the ones that are asked for; all crystals vote in any case. null: from all",
+    )
+    max_e_above_hull: float = Field(
+        0.08,
+        ge=0,
+        le=1,
+        description="eV/atom; where the most stable known crystal lies higher, nothing is learned",
+    )
+    compositions: int = Field(
+        2_000, ge=20, description="training compositions whose proposals are compared with the known crystal"
+    )
+    proposals: int = Field(12, ge=2, le=100, description="proposals per composition that are compared")
+    suggestions: int = Field(
+        64, ge=1, le=1000, description="nearest known crystals, each under its assignments of elements, that vote"
+    )
+    epochs: int = Field(6, ge=1, description="passes over the training crystals when votes are learned")
+    hidden: int = Field(64, ge=1, le=1024, description="width of the ranker's network")
+    matcher: Matcher = Field(
+        Matcher(), description="decides whether a candidate is the known crystal, and which share a probability"
+    )
+
+    @model_validator(mode="after")
+    def _one_ranker(self) -> Ranking:
+        if self.model is not None and not self.enabled:
+            raise ValueError("model is given, but enabled is false: set enabled: true, or leave model out")
+        return self
+
+
 class Evaluate(Section):
     """Stage evaluate: were the known crystals found?"""
 
@@ -902,6 +941,7 @@ class Campaign(Section):
     generate: Generate = Generate()
     screen: Screen = Screen()
     templates: Templates = Templates()
+    ranking: Ranking = Ranking()
     evaluate: Evaluate = Evaluate()
     property: Property = Property()
     qe: QE = QE()
@@ -1009,7 +1049,8 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "generate.template_noise",
         "seed",
     ),
-    "screen_candidates": ("screen",),
+    "train_ranker": ("ranking", "templates", "screen.symprec", "seed"),
+    "screen_candidates": ("screen", "ranking.enabled", "ranking.matcher"),
     "evaluate": (
         "evaluate",
         "generate.compositions",

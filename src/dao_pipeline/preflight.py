@@ -96,7 +96,7 @@ def _problems(campaigns: Mapping[Path, Campaign] | Mapping[str, Campaign]) -> li
 
 
 def _own_problems(campaign: Campaign) -> list[str]:
-    return [problem for check in (_data, _tables, _pretrained, _qe) for problem in check(campaign)]
+    return [problem for check in (_data, _tables, _pretrained, _ranker, _qe) for problem in check(campaign)]
 
 
 def _data(campaign: Campaign) -> Iterator[str]:
@@ -310,6 +310,22 @@ def _model(campaign: Campaign, text: str, kind: str) -> Iterator[str]:
             f"{folder} has not learned paths from templates, which generator.template_paths or "
             "generate.template_refinement: path needs; set 0 and none, or name another directory."
         )
+
+
+def _ranker(campaign: Campaign) -> Iterator[str]:
+    text = campaign.ranking.model
+    if text is None:
+        return
+    try:
+        folder = expand_path(text)
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["kind"]
+    except UserError as error:
+        yield f"ranking.model = {text}: {_reason(error)}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"ranking.model = {text}: no ranker's directory ({type(error).__name__}: {error}); name another."
+    else:
+        if kind != "ranker":
+            yield f"ranking.model = {text}: a {kind} model does not rank; name a ranker's directory."
 
 
 def _qe(campaign: Campaign) -> Iterator[str]:

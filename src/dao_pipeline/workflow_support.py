@@ -240,6 +240,15 @@ class Campaigns(Mapping[str, Campaign]):
         owner = self.owner("propose_templates", wildcards.campaign).name
         return files and [f"results/{owner}/candidates/templates/shard-{wildcards.shard}.parquet"]
 
+    def ranker(self, wildcards: Any) -> list[str]:
+        """Weights of the ranker, if the campaign has one: its own, or a given one."""
+        campaign = self[wildcards.campaign]
+        return [f"{folder}/model.safetensors" for folder in _ranker_folder(campaign)]
+
+    def ranker_option(self, wildcards: Any) -> str:
+        """What ``screen-candidates`` is told about the ranker."""
+        return "".join(f"--ranker {shlex.quote(folder)}" for folder in _ranker_folder(self[wildcards.campaign]))
+
     def stage_input(self, stage: str) -> Callable[[Any], list[str]]:
         """All files of ``stage`` in one campaign."""
         return lambda wildcards: stage_files(self.owner(stage, wildcards.campaign), stage)
@@ -309,6 +318,14 @@ def set_aside(campaign: Campaign) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(path, target)
                 print(f"{path} is not part of the campaign any more: moved to {target}", file=sys.stderr)
+
+
+def _ranker_folder(campaign: Campaign) -> list[str]:
+    """Directory of the campaign's ranker, or nothing."""
+    if not campaign.ranking.enabled:
+        return []
+    given = campaign.ranking.model
+    return [str(expand_path(given)) if given else f"results/{campaign.name}/models/ranker"]
 
 
 MODEL_FILES = ("model.safetensors", "config.json", "metrics.parquet")
@@ -398,6 +415,10 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
             files = ["candidates/plan.parquet"]
         case "generate_candidates":
             files = [f"candidates/generated/shard-{shard:04d}.parquet" for shard in range(_shards(campaign))]
+        case "train_ranker":
+            own = campaign.ranking.enabled and campaign.ranking.model is None
+            tables = ("known.parquet", "examples_train.parquet", "examples_val.parquet")
+            files = [f"models/ranker/{name}" for name in (*MODEL_FILES, *tables)] if own else []
         case "screen_candidates":
             files = ["candidates/screened.parquet", "candidates/top.zip"]
         case "evaluate":
@@ -559,6 +580,7 @@ _WHY_NOT = {
     "pretrain_generator_stage1": _PRETRAINED,
     "pretrain_generator_stage2": _PRETRAINED,
     "evaluate": "generate.compositions is set, so there are no known crystals to compare with",
+    "train_ranker": "ranking.enabled is false, or ranking.model names a ranker",
     "finetune_property": "property.enabled is false",
     "predict_property": "property.enabled is false",
     "validate_qe": "qe.enabled is false",

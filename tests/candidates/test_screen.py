@@ -291,3 +291,44 @@ def test_nothing_valid_gives_a_table_and_an_empty_zip(campaign: Campaign, folder
 
 def test_module_names_the_columns_it_adds() -> None:
     assert set(module.COMPARED) == {"spacegroup", "group", "group_size", "unique", "novel", "rank"}
+
+
+@pytest.mark.usefixtures("energies")
+def test_a_ranker_ranks_by_probability_and_nothing_else_changes(
+    campaign: Campaign, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run(campaign, folder)
+    assert "probability" not in read_table(folder / "screened.parquet").column_names
+    chance = {"cand:0:0": 0.2, "cand:0:1": 0.6, "cand:0:2": 0.1, "cand:1:0": 0.3}
+
+    def predict(ranker: Path, table: pa.Table, workers: int) -> list[float | None]:
+        return [chance.get(name) for name in table["id"].to_pylist()]
+
+    monkeypatch.setattr(module, "predict_probabilities", predict)
+    write_model_note(folder / "ranker")
+    screen_candidates(
+        campaign,
+        *(folder / name for name in ("plan.parquet", "generated", "crysdb", "model", "with.parquet", "ranker")),
+    )
+    after = {row["id"]: row for row in read_table(folder / "with.parquet").to_pylist()}
+    assert after["cand:0:1"]["rank"] == 1  # although its energy is higher
+    assert after["cand:0:1"]["probability"] == pytest.approx(0.6)
+    assert after["cand:0:0"]["rank"] == 2  # stands for its group: the more probable of the two
+    assert after["cand:0:0"]["probability"] == pytest.approx(0.3)
+    assert after["cand:0:2"]["rank"] is None
+    assert after["cand:0:2"]["probability"] is None
+    same = ("status", "valid", "novel", "spacegroup", "energy_pred", "group_size")
+    assert [[row[name] for name in same] for row in after.values()] == [
+        [row[name] for name in same] for row in before.values()
+    ]
+    for composition in ("NaCl", "ZnS"):
+        chances = [row["probability"] or 0.0 for row in after.values() if row["composition"] == composition]
+        assert sum(chances) <= 1
+
+
+def write_model_note(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        '{"history": [{"stage": "train_ranker", "campaign": "t", "held_out": []}]}'
+    )
+    (folder / "model.safetensors").write_bytes(b"")

@@ -101,6 +101,7 @@ def test_every_stage_has_files() -> None:
     learnt = {"enabled": True, "path": "labels.parquet", "column": "bulk"}
     values = {"qe": {"enabled": True}, "property": learnt, "ablation": {"variants": {"v": {}}}}
     values |= {"generate": {"template_share": 0.5}, "generator": {"template_paths": 0.5}}
+    values |= {"ranking": {"enabled": True}}
     campaign = parse_campaign({"name": "x"} | values, "x")
     names = [path for stage in STAGES for path in stage_files(campaign, stage)]
     assert len(names) == len(set(names))
@@ -159,6 +160,7 @@ UPSTREAM_ONLY = {
     "finetune_generator": ("candidates", "evaluation", "qe", "report", "process.sampler", "energy"),
     "plan_candidates": ("evaluation", "qe", "report", "training", "process", "candidates.screen"),
     "generate_candidates": ("evaluation", "qe", "report", "candidates.screen"),
+    "train_ranker": ("candidates", "evaluation", "qe", "report", "sources"),
     "screen_candidates": ("qe", "report"),
     "evaluate": ("qe", "report"),
     "finetune_property": ("candidates", "evaluation", "qe", "report", "sources", "process.sampler"),

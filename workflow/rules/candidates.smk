@@ -115,6 +115,44 @@ rule generate_candidates:
         " --out {output:q} --work {params.work:q} > {log:q} 2>&1"
 
 
+# Only in campaigns that rank by probability (ranking.enabled).
+rule train_ranker:
+    input:
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
+        val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
+        test=campaigns.at("build_crysdb", "crysdb/test.parquet"),
+        energy_model=campaigns.at(
+            "train_energy_model", "models/dao_p/model.safetensors"
+        ),
+    output:
+        weights="results/{campaign}/models/ranker/model.safetensors",
+        config="results/{campaign}/models/ranker/config.json",
+        metrics="results/{campaign}/models/ranker/metrics.parquet",
+        known="results/{campaign}/models/ranker/known.parquet",
+        examples_train="results/{campaign}/models/ranker/examples_train.parquet",
+        examples_val="results/{campaign}/models/ranker/examples_val.parquet",
+    log:
+        "logs/{campaign}/train_ranker.log",
+    benchmark:
+        "results/{campaign}/timings/train_ranker.tsv"
+    conda:
+        "../../envs/pipeline.yaml"
+    threads: campaigns.threads("cpu")
+    resources:
+        mem_mb=campaigns.mem_mb("cpu"),
+        runtime=campaigns.runtime("cpu"),
+    params:
+        config="results/{campaign}/config.yaml",
+        crysdb=subpath(input.train, parent=True),
+        energy_model=subpath(input.energy_model, parent=True),
+        out=subpath(output.weights, parent=True),
+        settings=campaigns.settings("train_ranker"),
+        code=stage_code_hash("train_ranker"),
+    shell:
+        "dao-pipeline train-ranker --config {params.config:q} --crysdb {params.crysdb:q}"
+        " --energy-model {params.energy_model:q} --out {params.out:q} > {log:q} 2>&1"
+
+
 rule screen_candidates:
     input:
         plan=campaigns.at("plan_candidates", "candidates/plan.parquet"),
@@ -124,6 +162,7 @@ rule screen_candidates:
         energy_model=campaigns.at(
             "train_energy_model", "models/dao_p/model.safetensors"
         ),
+        ranker=campaigns.ranker,
     output:
         screened="results/{campaign}/candidates/screened.parquet",
         cifs="results/{campaign}/candidates/top.zip",
@@ -142,9 +181,10 @@ rule screen_candidates:
         generated=campaigns.at("generate_candidates", "candidates/generated"),
         crysdb=subpath(input.train, parent=True),
         energy_model=subpath(input.energy_model, parent=True),
+        ranker=campaigns.ranker_option,
         settings=campaigns.settings("screen_candidates"),
         code=stage_code_hash("screen_candidates"),
     shell:
         "dao-pipeline screen-candidates --config {params.config:q} --plan {input.plan:q}"
         " --generated {params.generated:q} --crysdb {params.crysdb:q} --energy-model {params.energy_model:q}"
-        " --out {output.screened:q} > {log:q} 2>&1"
+        " {params.ranker} --out {output.screened:q} > {log:q} 2>&1"

@@ -43,9 +43,11 @@ def cif_comment(crystal: Crystal) -> str:
     of = crystal.extra
     made = "" if of.get("template_id") is None else f"; {of['origin'].replace('_', ', ')}: {of['template_id']}"
     energy = f"{of['energy_pred']:.6f} eV/atom" if of["energy_pred"] is not None else "unknown"
+    chance = of.get("probability")
+    probability = "" if chance is None else f"probability of being the ground state {chance:.3f}; "
     return (
         f"id {crystal.id}; composition {of['composition']}; formula {crystal.formula}; rank {of['rank']}; "
-        f"energy predicted by DAO-P {energy}; space group {of['spacegroup'] or 'unknown'}{made}"
+        f"energy predicted by DAO-P {energy}; {probability}space group {of['spacegroup'] or 'unknown'}{made}"
     )
 
 
@@ -54,9 +56,8 @@ def write_top(table: pa.Table, top_k: int, path: Path) -> None:
 
     In order of the compositions, then rank. The zip is empty if nothing is ranked.
     """
-    best = table.select([name for name in _COLUMNS if name in table.column_names]).filter(
-        pc.fill_null(pc.less_equal(table["rank"], top_k), False)
-    )
+    columns = [name for name in (*_COLUMNS, "probability") if name in table.column_names]
+    best = table.select(columns).filter(pc.fill_null(pc.less_equal(table["rank"], top_k), False))
     crystals = list(from_table(best))
     first = {name: i for i, name in reversed(list(enumerate(table["composition"].to_pylist())))}
     crystals.sort(key=lambda c: (first[c.extra["composition"]], c.extra["rank"]))

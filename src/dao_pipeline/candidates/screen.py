@@ -1,6 +1,7 @@
 """Stage screen_candidates: check, group, compare with known crystals, rank, export the best.
 
-One row per planned candidate, whatever happened to it; ``status`` is ok exactly for the valid ones.
+One row per planned candidate, whatever happened to it; ``status`` is ok exactly for the valid ones. Candidates are
+ranked by predicted energy or, if the campaign has a ranker, by the probability of being the ground state.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +24,16 @@ from dao_pipeline.config import Campaign, Matcher, Screen, stage_settings
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.flat import flatten
 from dao_pipeline.crystals.geometry import shortest_distances, volumes
+from dao_pipeline.crystals.held_out import training_of
 from dao_pipeline.crystals.schema import COLUMNS
 from dao_pipeline.crystals.table import iter_tables, provenance, read_about, read_table, write_table
 from dao_pipeline.parallel import parallel_map
+from dao_pipeline.ranking.pool import pool
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+    from dao_pipeline.crystals.matching import Sameness
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +41,17 @@ _STRUCTURE = ["id", "source", "formula", "atomic_numbers", "frac_coords", "latti
 
 
 def screen_candidates(
-    campaign: Campaign, plan: Path, generated: Path, crysdb: Path, energy_model: Path, out: Path
+    campaign: Campaign,
+    plan: Path,
+    generated: Path,
+    crysdb: Path,
+    energy_model: Path,
+    out: Path,
+    ranker: Path | None = None,
 ) -> None:
     """Write the screened table, and ``top.zip`` with CIF files beside it.
+
+    ranker: what ``train_ranker`` wrote; None: candidates are ranked by predicted energy.
 
     Raises UserError where the shards in ``generated`` are not exactly the plan.
     """
@@ -48,15 +64,22 @@ def screen_candidates(
     if std is not None:
         table = set_column(table, "energy_std_pred", [float(s) if isfinite(s) else None for s in std])
     references = read_references(crysdb, set(table["formula"].to_pylist()))
-    table = compare(table, references, campaign.screen, campaign.compute.cpu.threads)
+    threads = campaign.compute.cpu.threads
+    probabilities, training = None, read_about(generated).get("training")
+    inputs = {"plan": plan, "generated": generated, "crysdb": crysdb, "energy_model": energy_model}
+    if ranker is not None:
+        probabilities = predict_probabilities(ranker, table, threads)
+        inputs["ranker"] = ranker
+        training = None if training is None else {**training, "ranker": training_of(ranker)}
+    table = compare(table, references, campaign.screen, threads, probabilities, campaign.ranking.matcher)
     table = set_column(table, "structure_type_known", known_types(table))
     about = provenance(
         "screen_candidates",
         campaign=campaign.name,
         settings=stage_settings(campaign, "screen_candidates"),
-        inputs={"plan": plan, "generated": generated, "crysdb": crysdb, "energy_model": energy_model},
+        inputs=inputs,
         symprec=campaign.screen.symprec,
-        training=read_about(generated).get("training"),
+        training=training,
     )
     write_top(table, campaign.screen.top_k, out.parent / "top.zip")
     write_table(table, out, about)
@@ -90,6 +113,19 @@ def check_geometry(table: pa.Table, settings: Screen) -> pa.Table:
     table = set_column(table, "min_distance", distance)
     table = set_column(table, "volume_per_atom", volume)
     return set_column(table, "valid", valid)
+
+
+def predict_probabilities(ranker: Path, table: pa.Table, workers: int) -> list[float | None]:
+    """Probability of being the ground state of each valid candidate, energies predicted; None for the others."""
+    from dao_pipeline.ranking.files import load_ranker
+
+    valid = np.flatnonzero(np.asarray(table["valid"]))
+    sound = table.take(pa.array(valid))
+    found = load_ranker(ranker).probabilities(sound, sound["composition"].to_pylist(), workers)
+    probabilities: list[float | None] = [None] * table.num_rows
+    for row, probability in zip(valid.tolist(), found.tolist(), strict=True):
+        probabilities[row] = probability
+    return probabilities
 
 
 def read_references(crysdb: Path, formulas: set[str]) -> dict[str, list[Crystal]]:
@@ -127,7 +163,10 @@ def known_types(table: pa.Table) -> list[bool | None]:
 
 @dataclass(frozen=True)
 class Task:
-    """The valid candidates of one composition (rows of the table, with their energies) and known crystals."""
+    """The valid candidates of one composition (rows of the table, with their energies) and known crystals.
+
+    probabilities: of the candidates, if they are to rank them; ``alike`` decides which of them are added.
+    """
 
     rows: list[int]
     crystals: list[Crystal]
@@ -136,6 +175,8 @@ class Task:
     references: list[Crystal]
     symprec: float
     matcher: Matcher
+    probabilities: list[float] | None = None
+    alike: Matcher = field(default_factory=Matcher)
 
 
 @dataclass(frozen=True)
@@ -148,16 +189,26 @@ class Verdict:
     unique: bool | None = None
     novel: bool | None = None
     rank: int | None = None
+    probability: float | None = None
 
 
-COMPARED = tuple(Verdict.__dataclass_fields__)
-"""Columns that ``compare`` adds."""
+COMPARED = tuple(name for name in Verdict.__dataclass_fields__ if name != "probability")
+"""Columns that ``compare`` adds; ``probability`` as well where there is a ranker."""
 
 
-def compare(table: pa.Table, references: dict[str, list[Crystal]], settings: Screen, workers: int) -> pa.Table:
+def compare(
+    table: pa.Table,
+    references: dict[str, list[Crystal]],
+    settings: Screen,
+    workers: int,
+    probabilities: Sequence[float | None] | None = None,
+    alike: Matcher = Matcher(),
+) -> pa.Table:
     """Add space group, group, unique, novel and rank to a table that ``check_geometry`` has been through.
 
-    Compositions are independent of one another and are spread over processes.
+    probabilities: of each valid row; with them candidates are ranked by the probability of all that ``alike``
+    finds to be the same, and that is added too. Compositions are independent of one another and are spread over
+    processes.
     """
     members: dict[str, list[int]] = defaultdict(list)
     valid = table["valid"].to_pylist()
@@ -178,6 +229,8 @@ def compare(table: pa.Table, references: dict[str, list[Crystal]], settings: Scr
             references=references.get(formulas[rows[0]], []),
             symprec=settings.symprec,
             matcher=settings.matcher,
+            probabilities=None if probabilities is None else [probabilities[row] or 0.0 for row in rows],
+            alike=alike,
         )
         for rows in members.values()
     ]
@@ -185,7 +238,7 @@ def compare(table: pa.Table, references: dict[str, list[Crystal]], settings: Scr
     for task, result in zip(tasks, parallel_map(screen_composition, tasks, workers), strict=True):
         for row, verdict in zip(task.rows, result, strict=True):
             verdicts[row] = verdict
-    for name in COMPARED:
+    for name in COMPARED if probabilities is None else (*COMPARED, "probability"):
         table = set_column(table, name, [getattr(verdict, name) for verdict in verdicts])
     return table
 
@@ -199,9 +252,15 @@ def screen_composition(task: Task) -> list[Verdict]:
     reduced = [same.reduce(crystal) for crystal in task.crystals]
     references = [same.reduce(crystal) for crystal in task.references]
     energies = [inf if energy is None else energy for energy in task.energies]
-    groups = group_by_energy(energies, lambda i, j: same(reduced[i], reduced[j]), task.known)
+    by_probability = task.probabilities is not None
+    ranked: list[tuple[list[int], float | None]]
+    if task.probabilities is None:
+        groups = group_by_energy(energies, lambda i, j: same(reduced[i], reduced[j]), task.known)
+        ranked = [(group, None) for group in groups]
+    else:
+        ranked = group_by_probability(task.probabilities, reduced, same, Sameness(task.alike), task.known)
     verdicts: list[Verdict] = [Verdict()] * len(reduced)
-    for number, group in enumerate(groups):
+    for number, (group, probability) in enumerate(ranked):
         for place, i in enumerate(group):
             unique = place == 0
             verdicts[i] = Verdict(
@@ -210,9 +269,31 @@ def screen_composition(task: Task) -> list[Verdict]:
                 group_size=len(group),
                 unique=unique,
                 novel=not any(same(reference, reduced[i]) for reference in references),
-                rank=number + 1 if unique and energies[i] < inf else None,
+                rank=number + 1 if unique and (by_probability or energies[i] < inf) else None,
+                probability=probability if unique else None,
             )
     return verdicts
+
+
+def group_by_probability(
+    probabilities: Sequence[float],
+    reduced: Sequence[Structure | None],
+    same: Sameness,
+    alike: Sameness,
+    known: Sequence[bool] | None = None,
+) -> list[tuple[list[int], float | None]]:
+    """Groups of candidates that match the most probable member, which stands first; in order of ``ranking.pool``;
+    those with a crystal ``known`` for the composition come first.
+
+    With each group the probability of all groups that ``alike``, the coarser matcher, finds to be the same
+    crystal; None for a group that counts with a better one.
+    """
+    groups = group_by_energy([-p for p in probabilities], lambda i, j: same(reduced[i], reduced[j]), known)
+    mass = [sum(probabilities[i] for i in group) for group in groups]
+    order = pool(mass, lambda a, b: alike(reduced[groups[a][0]], reduced[groups[b][0]]))
+    if known:
+        order = sorted(order, key=lambda place: not known[groups[place[0]][0]])
+    return [(groups[i], probability) for i, probability in order]
 
 
 def group_by_energy(

@@ -65,3 +65,18 @@ class Sameness:
             return bool(self.matcher.fit(first, second, skip_structure_reduction=True))
         except Exception:  # whatever a degenerate cell provokes in pymatgen, numpy or scipy
             return False
+
+    def rms(self, first: Structure | None, second: Structure | None) -> float:
+        """Displacement of the atoms of two reduced crystals in units of (V/n)^(1/3); NaN where they do not match.
+
+        What ``StructureMatcher.get_rms_dist`` finds for the whole crystals, which it would reduce for every pair.
+        """
+        if first is None or second is None:
+            return float("nan")
+        matcher = self.matcher
+        try:
+            pair = matcher._preprocess(first, second, niggli=False, skip_structure_reduction=True)
+            found = matcher._match(*pair, use_rms=True, break_on_match=False)
+        except Exception:  # whatever a degenerate cell provokes in pymatgen, numpy or scipy
+            return float("nan")
+        return float("nan") if found is None else float(found[0])

@@ -88,11 +88,22 @@ STAGES: dict[str, Column] = {
     "min_distance": Column(_float, "angstrom", "smallest interatomic distance, periodic images included"),
     "volume_per_atom": Column(_float, "angstrom^3", "cell volume per atom"),
     "valid": Column(_flag, "", "passes distance and volume checks"),
-    "unique": Column(_flag, "", "lowest-energy member of its group of matching candidates"),
+    "unique": Column(
+        _flag,
+        "",
+        "best member of its group of matching candidates, by probability or else by energy",
+    ),
     "group": Column(_count, "", "group of matching candidates within the composition"),
     "group_size": Column(_count, "", "candidates in that group"),
     "novel": Column(_flag, "", "matches no crystal of the reference table"),
-    "rank": Column(_count, "", "rank by predicted energy among the unique valid candidates of a composition"),
+    "rank": Column(
+        _count, "", "rank among the unique valid candidates of a composition, by probability or predicted energy"
+    ),
+    "probability": Column(
+        _float,
+        "",
+        "that this candidate, or one that matches it, is the ground state (docs/ranking.md)",
+    ),
 }
 """Columns that stages add."""
 
@@ -113,7 +124,7 @@ EVALUATION: dict[str, Column] = {
     "valid_candidates": Column(_count, "", "candidates that pass distance and volume checks"),
     "matches": Column(_count, "", "candidates that match; in the summary: targets found"),
     "found": Column(_flag, "", "any candidate matches", True),
-    "rank1_by": Column(_text, "", "what the method orders by: predicted_energy or nearest_template"),
+    "rank1_by": Column(_text, "", "what the method orders by: probability, predicted_energy or nearest_template"),
     "rank1_found": Column(_flag, "", "the method's first candidate matches"),
     "rank1_rmse": Column(_float, "(V/n)^(1/3)", "displacement of that match"),
     "energy1_found": Column(_flag, "", "the candidate of lowest predicted energy matches"),

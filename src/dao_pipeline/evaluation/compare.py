@@ -165,10 +165,16 @@ def _among_themselves(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _ranked_samples(
     target: Target, method: str, rows: Sequence[dict[str, Any]], matches: Sequence[Match | None]
 ) -> list[Sample]:
-    """Candidates of one target, ranked by the screening; duplicates have their group's place."""
+    """Candidates of one target, ranked by the screening; duplicates have their group's place.
+
+    ``rank`` is by energy even if the screening ranked by probability.
+    """
+    ranks = [row["rank"] for row in rows]
+    if any(row.get("probability") is not None for row in rows):
+        ranks = ranks_by_energy([row["energy_pred"] for row in rows], [rank is not None for rank in ranks])
     place_of_group = {row["group"]: row["rank"] for row in rows if row["rank"] is not None}
     samples = []
-    for order, (row, match) in enumerate(zip(rows, matches, strict=True), start=1):
+    for order, (row, rank, match) in enumerate(zip(rows, ranks, matches, strict=True), start=1):
         samples.append(
             Sample(
                 id=row["id"],
@@ -182,11 +188,12 @@ def _ranked_samples(
                 status=row["status"],
                 valid=row["valid"],
                 energy_pred=row["energy_pred"],
-                rank=row["rank"],
+                rank=rank,
                 place=place_of_group.get(row["group"]) if row["group"] is not None else None,
                 first=row["rank"] == 1,
                 template_id=row.get("template_id"),
                 template_distance=row.get("template_distance"),
+                probability=row.get("probability"),
                 **_outcome(match, row["status"]),
             )
         )

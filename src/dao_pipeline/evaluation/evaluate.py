@@ -1,14 +1,15 @@
 """Stage evaluate: were the known crystals of the test split found, by DAO-G and by two baselines?
 
-Every candidate counts, valid or not; a target without candidates is a miss. DAO-P ranks the candidates of
-all methods; template substitution names its nearest template first instead, which needs no energy.
+Every candidate counts, valid or not; a target without candidates is a miss. DAO-G's candidates are ranked as the
+screening did, by probability or predicted energy; DAO-P ranks those of the baselines; template substitution names
+its nearest template first instead, which needs no energy.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from dao_pipeline.crystals.schema import COLUMNS, EVALUATION
 from dao_pipeline.crystals.table import provenance, read_about, read_table, table_files, write_table
 from dao_pipeline.errors import UserError
 from dao_pipeline.evaluation.compare import Target, compare_methods
-from dao_pipeline.evaluation.metrics import Sample, methods_of, summarise, target_result
+from dao_pipeline.evaluation.metrics import PROBABILITY, Sample, methods_of, summarise, target_result
 from dao_pipeline.evaluation.substitution import plain_index
 from dao_pipeline.templates.index import TemplateIndex
 
@@ -41,7 +42,7 @@ def _schema(names: str) -> pa.Schema:
 
 SAMPLES_SCHEMA = _schema(
     "id method target_id composition formula num_atoms sample order template_id template_distance status valid "
-    "energy_pred rank place first matched rmse reason"
+    "energy_pred probability rank place first matched rmse reason"
 )
 TARGETS_SCHEMA = _schema(
     "target_id composition formula num_atoms spacegroup method candidates compared valid_candidates matches found "
@@ -74,7 +75,9 @@ def evaluate(campaign: Campaign, screened: Path, crysdb: Path, energy_model: Pat
         piece = targets[start : start + TARGETS_AT_ONCE]
         samples += compare_methods(campaign, piece, templates, energy_model)
     methods = methods_of(samples, campaign.evaluate.baselines)
-    results = target_rows(asked, known, samples, methods)
+    ranked = "probability" in pq.read_schema(screened).names
+    rank1_by = dict.fromkeys(("dao", "combined"), PROBABILITY) if ranked else {}
+    results = target_rows(asked, known, samples, methods, rank1_by)
     summary = summarise(results, campaign.generate.samples, campaign.evaluate.bootstrap, campaign.seed)
     about = provenance(
         "evaluate",
@@ -116,8 +119,8 @@ def _read_known(path: Path, asked: Sequence[Requested]) -> dict[str, Crystal]:
 
 def _read_candidates(screened: Path, targets: set[str]) -> dict[str, list[dict[str, Any]]]:
     """Screened candidates by target, as rows with a ``crystal`` (None where there is none)."""
-    of_origin = _present_columns(screened, ("origin", "template_id", "template_distance"))
-    table = read_table(screened, columns=[*_SCREENED, *of_origin])
+    optional = _present_columns(screened, ("origin", "template_id", "template_distance", "probability"))
+    table = read_table(screened, columns=[*_SCREENED, *optional])
     table = table.filter(pc.is_valid(table["target_id"]))
     crystals = {c.id: c for c in from_table(table.select(_STRUCTURE).filter(pc.is_valid(table["lattice"])))}
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -149,8 +152,12 @@ def target_rows(
     known: dict[str, Crystal],
     samples: Sequence[Sample],
     methods: Sequence[str],
+    rank1_by: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """One row per target and method, for every target, with or without candidates."""
+    """One row per target and method, for every target, with or without candidates.
+
+    rank1_by: methods whose first candidate is not chosen as in ``RANK1_BY``.
+    """
     own: dict[tuple[str, str], list[Sample]] = defaultdict(list)
     for sample in samples:
         own[sample.target_id, sample.method].append(sample)
@@ -161,7 +168,7 @@ def target_rows(
             "formula": target.formula,
             "num_atoms": target.num_atoms,
             "spacegroup": known[str(target.target_id)].extra.get("spacegroup"),
-            **target_result(method, own[str(target.target_id), method]),
+            **target_result(method, own[str(target.target_id), method], rank1_by.get(method)),
         }
         for target in asked
         for method in methods

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-PREDICTED_ENERGY, NEAREST_TEMPLATE = "predicted_energy", "nearest_template"
+PREDICTED_ENERGY, NEAREST_TEMPLATE, PROBABILITY = "predicted_energy", "nearest_template", "probability"
 
 RANK1_BY = {
     "dao": PREDICTED_ENERGY,
@@ -16,7 +16,7 @@ RANK1_BY = {
     "random": PREDICTED_ENERGY,
     "substitution": NEAREST_TEMPLATE,
 }
-"""How each method chooses its first candidate; methods in the order of all tables.
+"""How each method chooses its first candidate, without a ranker; methods in the order of all tables.
 
 dao: what DAO-G generated freely. combined: all candidates of the campaign, those from templates included.
 """
@@ -45,6 +45,7 @@ class Sample:
     reason: str | None = None
     template_id: str | None = None
     template_distance: float | None = None
+    probability: float | None = None
 
 
 def methods_of(samples: Sequence[Sample], baselines: bool = True) -> list[str]:
@@ -65,8 +66,11 @@ def ranks_by_energy(energies: Sequence[float | None], valid: Sequence[bool]) -> 
     return ranks
 
 
-def target_result(method: str, samples: Sequence[Sample]) -> dict[str, Any]:
-    """What one method achieved for one target; ``samples`` are its candidates, possibly none."""
+def target_result(method: str, samples: Sequence[Sample], rank1_by: str | None = None) -> dict[str, Any]:
+    """What one method achieved for one target; ``samples`` are its candidates, possibly none.
+
+    rank1_by: how its first candidate was chosen, where that is not as in ``RANK1_BY``.
+    """
     hits = [s for s in samples if s.matched]
     first = [s for s in hits if s.first]
     lowest = [s for s in hits if s.rank == 1]
@@ -80,7 +84,7 @@ def target_result(method: str, samples: Sequence[Sample]) -> dict[str, Any]:
         "matches": len(hits),
         "found": bool(hits),
         "rmse": best,
-        "rank1_by": RANK1_BY[method],
+        "rank1_by": rank1_by or RANK1_BY[method],
         "rank1_found": bool(first),
         "rank1_rmse": first[0].rmse if first else None,
         "energy1_found": bool(lowest),
@@ -96,7 +100,7 @@ def summarise(results: Sequence[dict[str, Any]], samples: int, bootstrap: int, s
     """
     rows = []
     shared = any(r["method"] == "combined" for r in results)
-    for method, rank1_by in RANK1_BY.items():
+    for method in RANK1_BY:
         own = [r for r in results if r["method"] == method]
         if not own:
             continue
@@ -114,7 +118,7 @@ def summarise(results: Sequence[dict[str, Any]], samples: int, bootstrap: int, s
                 {
                     "method": method,
                     "k": k,
-                    "rank1_by": rank1_by,
+                    "rank1_by": own[0]["rank1_by"],
                     "match_rate": rate(hits),
                     "low": low,
                     "high": high,

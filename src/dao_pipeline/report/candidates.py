@@ -39,6 +39,7 @@ class Candidate:
     formula: Markup
     rank: int
     energy: float | None
+    probability: float | None
     spacegroup: int | None
     symmetry: str
     volume: float | None
@@ -65,6 +66,7 @@ class Top:
     energy: str
     has_targets: bool
     has_templates: bool
+    has_probabilities: bool
     empty: list[Markup]
 
 
@@ -100,6 +102,7 @@ def top_section(results: Results, campaign: Campaign) -> Top | None:
         energy=LABELS[campaign.energy_model.label],
         has_targets=bool(known),
         has_templates=bool(screened["template_id"].notna().any()),
+        has_probabilities=bool(best["probability"].notna().any()),
         empty=[formula(text) for text in without],
     )
 
@@ -116,6 +119,7 @@ def _candidate(row: dict[Any, Any], crystal: Crystal, known: Matches) -> Candida
         formula=formula(row["composition"]),
         rank=int(row["rank"]),
         energy=maybe("energy_pred"),
+        probability=maybe("probability"),
         spacegroup=maybe("spacegroup"),
         symmetry=spacegroup(maybe("spacegroup")),
         volume=maybe("volume_per_atom"),

@@ -1,0 +1,1 @@
+"""How likely each candidate is the ground state of its composition, learned from known crystals."""

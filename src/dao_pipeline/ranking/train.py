@@ -1,0 +1,199 @@
+"""Stage train_ranker: learn from known compositions how likely each candidate is the ground state.
+
+Three steps, each on crystals that it may see: the votes of known crystals and the ranker's network are trained on
+the training split, every composition judged without its own crystals; temperature and the weight of DAO-P's
+energy are fitted on the validation split, on which DAO-P was not trained.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from dao_pipeline.config import Campaign, Ranking, stage_settings
+from dao_pipeline.crystals.crystal import from_table
+from dao_pipeline.crystals.held_out import held_out
+from dao_pipeline.crystals.table import file_hash, provenance, read_table, write_table
+from dao_pipeline.crystals.volume import fit_element_volumes
+from dao_pipeline.errors import UserError
+from dao_pipeline.ranking.examples import STRUCTURE, label, propose
+from dao_pipeline.ranking.features import Features
+from dao_pipeline.ranking.files import TrainedRanker, kept_columns, save_ranker
+from dao_pipeline.ranking.fit import Labelled, fit_ranker
+from dao_pipeline.ranking.known import KnownTypes
+from dao_pipeline.ranking.model import Groups, Ranker
+from dao_pipeline.ranking.structure_type import structure_types
+from dao_pipeline.ranking.votes import VoteData, Votes, fit_votes
+from dao_pipeline.seeds import stage_seed
+
+STAGE = "train_ranker"
+FEWEST = 20
+"""Compositions with proposals below which nothing can be calibrated."""
+
+log = logging.getLogger(__name__)
+
+
+def train_ranker(
+    campaign: Campaign, crysdb: Path, energy_model: Path, out: Path, templates: Path | None = None
+) -> None:
+    """Write a ranker's model directory (known.parquet, model.safetensors, config.json, metrics.parquet) to
+    ``out``.
+
+    templates: a template index of the training split; made here where it is not given.
+
+    Raises UserError where splits share compositions, and where too few compositions have proposals.
+    """
+    settings, workers = campaign.ranking, campaign.compute.cpu.threads
+    seed = stage_seed(campaign.seed, STAGE)
+    train, val = read_table(crysdb / "train.parquet"), read_table(crysdb / "val.parquet")
+    refuse_shared(train, crysdb / "train.parquet", crysdb / "val.parquet", crysdb / "test.parquet")
+    if "precursor_of" in train.column_names:
+        train = train.filter(pc.is_null(train["precursor_of"]))
+    index = _index(campaign, train, templates)
+    described = structure_types(list(from_table(train.select(STRUCTURE))), campaign.screen.symprec, workers)
+    known = KnownTypes.build(train, described)
+    lessons = np.flatnonzero(_is_lesson(train, settings) & (known.label >= 0))
+    votes, vote_losses = _votes(train, known, lessons, described, settings, seed)
+    base = TrainedRanker(
+        settings=settings,
+        symprec=campaign.screen.symprec,
+        table=kept_columns(train),
+        described=described,
+        known=known,
+        votes=votes,
+        ranker=Ranker(settings.hidden),
+        element_volumes=fit_element_volumes(train),
+        energy_model=file_hash(energy_model / "model.safetensors"),
+    )
+    chosen = ground_states(train, settings)
+    random = np.random.default_rng(seed)
+    chosen = np.sort(random.permutation(chosen)[: settings.compositions])
+    parts = {}
+    for name, targets in {"train": train.take(chosen), "val": val.take(ground_states(val, settings))}.items():
+        candidates = propose(index, targets, settings.proposals)
+        if len(set(candidates["target_id"].to_pylist())) < FEWEST:
+            raise UserError(
+                f"{crysdb / name}.parquet: fewer than {FEWEST} compositions have candidates to learn from. Widen "
+                "ranking.sources or ranking.max_e_above_hull, or set ranking.enabled: false."
+            )
+        if name == "val":
+            candidates = with_energies(candidates, energy_model, campaign.generate.batch_atoms)
+        candidates = label(candidates, targets, {}, settings.matcher, workers)
+        write_table(candidates, out / f"examples_{name}.parquet", {"stage": STAGE})
+        parts[name] = _labelled(base, candidates, workers)
+        log.info("%s: %d candidates of %d compositions", name, candidates.num_rows, len(parts[name].hit))
+    ranker, records = fit_ranker(parts["train"], parts["val"], seed, hidden=settings.hidden)
+    inputs = {"train": crysdb / "train.parquet", "val": crysdb / "val.parquet", "energy_model": energy_model}
+    history = {
+        "stage": STAGE,
+        "campaign": campaign.name,
+        "compositions": len(parts["train"].hit),
+        "calibrated_on": len(parts["val"].hit),
+        "temperature": float(ranker.log_temperature.detach().exp()),
+        "energy_weight": float(ranker.energy_weight.detach()),
+        "seed": seed,
+        "inputs": {name: file_hash(path) for name, path in inputs.items()},
+        "held_out": held_out(crysdb / "train.parquet", crysdb / "test.parquet"),
+    }
+    about = provenance(
+        STAGE, campaign=campaign.name, settings=stage_settings(campaign, STAGE), inputs=inputs, seed=seed
+    )
+    write_table(_metrics(vote_losses, records), out / "metrics.parquet", about)
+    trained = TrainedRanker(**{**base.__dict__, "ranker": ranker, "history": [history]})
+    save_ranker(trained, out, about)
+
+
+def refuse_shared(train: pa.Table, path: Path, *others: Path) -> None:
+    """Raise UserError where a composition of the training split is in another split as well."""
+    formulas = train["formula"]
+    for other in others:
+        if not other.exists():
+            continue
+        theirs = read_table(other, ["formula"])["formula"]
+        shared = pc.unique(formulas.filter(pc.is_in(formulas, value_set=theirs)))
+        if len(shared):
+            raise UserError(
+                f"{path}: {len(shared)} compositions, e.g. {shared[0].as_py()}, are in {other} as well. What is "
+                "learned from them says nothing about compositions unseen. Rerun build_crysdb with crysdb.split: "
+                "composition."
+            )
+
+
+def _index(campaign: Campaign, train: pa.Table, folder: Path | None) -> Any:
+    from dao_pipeline.templates.files import load
+    from dao_pipeline.templates.index import TemplateIndex
+
+    return TemplateIndex.build(train, campaign.templates) if folder is None else load(folder)
+
+
+def _is_lesson(table: pa.Table, settings: Ranking) -> np.ndarray:
+    """(rows,) bool: crystals of the sources that are to be learned from."""
+    if settings.sources is None:
+        return np.ones(table.num_rows, dtype=bool)
+    return np.asarray(pc.is_in(table["source"], value_set=pa.array(settings.sources, pa.string())))
+
+
+def ground_states(table: pa.Table, settings: Ranking) -> np.ndarray:
+    """Rows that are the most stable known crystal of their composition, if stable enough and of a wanted source.
+
+    Where no energy above hull is known, the only crystal of its composition counts.
+    """
+    energy = np.full(table.num_rows, np.nan)
+    if "e_above_hull" in table.column_names:
+        energy = table["e_above_hull"].to_numpy().astype(np.float64)
+    formula = np.unique(np.array(table["formula"].to_pylist(), dtype=str), return_inverse=True)[1]
+    order = np.lexsort((np.arange(len(energy)), np.nan_to_num(energy, nan=np.inf), formula))
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = formula[order][1:] != formula[order][:-1]
+    lowest = order[first]
+    alone = np.bincount(formula)[formula[lowest]] == 1
+    stable = np.where(np.isnan(energy[lowest]), alone, energy[lowest] <= settings.max_e_above_hull)
+    return np.sort(lowest[stable & _is_lesson(table, settings)[lowest]])
+
+
+def _votes(
+    train: pa.Table,
+    known: KnownTypes,
+    lessons: np.ndarray,
+    described: Sequence[Any],
+    settings: Ranking,
+    seed: int,
+) -> tuple[Votes, list[float]]:
+    if not len(lessons):
+        raise UserError("ranking.sources: no training crystal comes from them; see column source of CrysDB.")
+    part = train.take(pa.array(lessons))
+    cells = [np.asarray(numbers.values, dtype=np.int64) for numbers in part["atomic_numbers"]]
+    found = known.suggest(cells, part["formula"].to_pylist(), settings.suggestions)
+    kind = torch.tensor([known.kind_of(described[row]) for row in lessons])
+    return fit_votes(VoteData.of(found, known), kind, seed, settings.epochs)
+
+
+def with_energies(candidates: pa.Table, energy_model: Path, batch_atoms: int) -> pa.Table:
+    """Candidates with ``energy_pred`` of a DAO-P."""
+    from dao_pipeline.energy.predict import predict_energies
+
+    energies = predict_energies(energy_model, candidates, batch_atoms=batch_atoms)
+    return candidates.append_column("energy_pred", pa.array(energies, from_pandas=True))
+
+
+def _labelled(base: TrainedRanker, candidates: pa.Table, workers: int) -> Labelled:
+    features: Features = base.describe(candidates, candidates["target_id"].to_pylist(), workers)
+    return Labelled.of(Groups.of(features), candidates["matched"].to_numpy(zero_copy_only=False))
+
+
+def _metrics(votes: Sequence[float], records: Sequence[dict[str, float]]) -> pa.Table:
+    rows = [{"part": "votes", "split": "train", "step": i + 1, "loss": loss} for i, loss in enumerate(votes)]
+    rows += [
+        {"part": "ranker", "split": split, "step": int(record["step"]), "loss": record[split]}
+        for record in records
+        for split in ("train", "stop")
+    ]
+    kinds = [("part", pa.string()), ("split", pa.string()), ("step", pa.int32()), ("loss", pa.float64())]
+    return pa.Table.from_pylist(rows, schema=pa.schema(kinds))
