@@ -46,7 +46,7 @@ from dao_pipeline.templates.types import find_types
 app = typer.Typer(pretty_exceptions_enable=False)
 KS = (1, 5, 20)
 FAR = 0.3
-"""Prints farther apart than this (root mean square) are not compared: of such pairs about 1 in 50 matches."""
+"""Prints farther apart than this (root mean square) are not compared."""
 ALIKE = 0.065
 """Prints nearer than this match in most cases: what the cheap rates count (best agreement with the matcher)."""
 

@@ -661,11 +661,12 @@ class Generate(Section):
     )
     guidance: Guidance = Guidance()
     template_share: float = Field(
-        0.0,
+        0.5,
         ge=0,
         le=1,
         description="share of each composition's candidates, rounded up, that are made from known structures with "
-        "the elements replaced (section templates); those that find no template are generated like the others",
+        "the elements replaced (section templates); those that find no template are generated like the others "
+        "(paper: 0)",
     )
     template_refinement: Literal["none", "path", "noise"] = Field(
         "none",

@@ -141,7 +141,8 @@ class Campaigns(Mapping[str, Campaign]):
         if (stage, name) not in self._made_from:
             campaign = self[name]
             read = [self.made_from(other, name) for other in _read_by(campaign, stage)]
-            text = json.dumps([stage, stage_settings(campaign, stage), read], sort_keys=True)
+            made = bool(stage_files(campaign, stage))  # who does without a stage lends no other its files
+            text = json.dumps([stage, stage_settings(campaign, stage), read, made], sort_keys=True)
             self._made_from[stage, name] = hashlib.sha256(text.encode()).hexdigest()
         return self._made_from[stage, name]
 
@@ -236,7 +237,8 @@ class Campaigns(Mapping[str, Campaign]):
     def proposed(self, wildcards: Any) -> list[str]:
         """The templates of a shard's candidates, where the campaign makes some from templates."""
         files = stage_files(self[wildcards.campaign], "propose_templates")
-        return files and [f"results/{wildcards.campaign}/candidates/templates/shard-{wildcards.shard}.parquet"]
+        owner = self.owner("propose_templates", wildcards.campaign).name
+        return files and [f"results/{owner}/candidates/templates/shard-{wildcards.shard}.parquet"]
 
     def ranker(self, wildcards: Any) -> list[str]:
         """Weights of the ranker, if the campaign has one: its own, or a given one."""
@@ -353,9 +355,17 @@ RULES_OF_STAGE = {"pretrain_generator": ("pretrain_generator_stage1", "pretrain_
 def _read_by(campaign: Campaign, stage: str) -> tuple[str, ...]:
     """The stages whose files ``stage`` reads, up to the evaluation; what those read is not repeated."""
     stages = 0 if campaign.generator.pretrained else campaign.pretrain.stages
+    pairs = ("pair_templates",) if campaign.generator.template_paths > 0 else ()
+    proposed = ("propose_templates",) if campaign.generate.templates > 0 else ()
     match stage:
         case "download":
             return ()
+        case "pair_templates":
+            return ("index_templates",)
+        case "propose_templates":
+            return ("plan_candidates", "index_templates")
+        case "pretrain_generator_stage1":
+            return ("build_crysdb", *pairs)
         case "relax_dataset" | "screen_candidates":
             own: tuple[str, ...] = ()
             if stage == "screen_candidates":
@@ -365,11 +375,11 @@ def _read_by(campaign: Campaign, stage: str) -> tuple[str, ...]:
         case "train_ranker":
             return ("build_crysdb", "train_energy_model")
         case "pretrain_generator_stage2":
-            return ("relax_dataset", "pretrain_generator_stage1")
+            return ("relax_dataset", "pretrain_generator_stage1", *pairs)
         case "finetune_generator":
-            return (f"pretrain_generator_stage{stages}",) if stages else ("build_crysdb",)
+            return (f"pretrain_generator_stage{stages}" if stages else "build_crysdb", *pairs)
         case "generate_candidates":
-            return ("plan_candidates", "train_energy_model", "finetune_generator")
+            return ("plan_candidates", "train_energy_model", "finetune_generator", *proposed)
         case "evaluate":
             return ("screen_candidates",)
         case "build_crysdb":

@@ -71,10 +71,12 @@ def test_chunks_and_processes_do_not_change_loss_and_gradient(objective: Objecti
         assert float((found - gradient).norm() / gradient.norm()) < 1e-10
 
 
-def test_the_loss_in_parts_is_the_plain_mean() -> None:
+@pytest.mark.parametrize("loss", ["linex", "exponential", "squared"])
+def test_the_loss_in_parts_is_the_plain_mean(loss: str) -> None:
     """Written out once more, over the whole batch, from the heads."""
     torch.manual_seed(1)
-    model, objective = new_model("dao_p").double(), EnergyObjective(EnergyModel(clean_fraction=0.4))
+    settings = EnergyModel(clean_fraction=0.4, loss=loss, energy_weight=3.0)
+    model, objective = new_model("dao_p").double(), EnergyObjective(settings)
     drawn, _ = drawn_batch(objective, model, torch.float64)
     out = model.crysformer(drawn.atomic_numbers, drawn.frac_coords, drawn.lattice, drawn.ptr, drawn.t)
     crystal = torch.repeat_interleave(torch.arange(len(drawn.t)), drawn.ptr.diff())
@@ -83,8 +85,13 @@ def test_the_loss_in_parts_is_the_plain_mean() -> None:
     noisy = drawn.t > 0
     coords = (error - drift[crystal])[noisy[crystal]].square().mean()
     lattice = (out.lattice - drawn.lattice_target)[noisy].square().mean()
-    exponential = ((-out.energy).exp() - (-drawn.energy).exp()).square()
-    energy = torch.where(noisy, exponential, (out.energy - drawn.energy).square()).mean()
+    excess = out.energy - drawn.energy
+    of_noisy = {
+        "linex": 2 * (excess.exp() - excess - 1),
+        "exponential": ((-out.energy).exp() - (-drawn.energy).exp()).square(),
+        "squared": excess.square(),
+    }
+    energy = 3 * torch.where(noisy, of_noisy[loss], excess.square()).mean()
     sums, weights = objective.sums(model, drawn), objective.weights(drawn)
     expected = {"loss_coords": coords, "loss_lattice": lattice, "loss_energy": energy}
     for name, value in expected.items():

@@ -44,6 +44,8 @@ def test_what_variants_have_in_common_is_made_once(tmp_path: Path) -> None:
     for rule in ("download", "build_crysdb", "train_energy_model", "plan_candidates", "report"):
         assert run.jobs[rule] == 1, rule
     assert run.jobs["relax_dataset"] == 2  # relax.jobs, for the one variant with stage II
+    assert run.jobs["index_templates"] == run.jobs["pair_templates"] == 1
+    assert run.jobs["propose_templates"] == 2  # one plan of two shards
     assert run.jobs["pretrain_generator_stage1"] == 2  # all and full share theirs
     assert run.jobs["pretrain_generator_stage2"] == 1
     assert run.jobs["finetune_generator"] == 4  # full and guided share theirs

@@ -42,11 +42,14 @@ def test_a_stage_as_target_stops_there(tiny: Path, tmp_path: Path, stage: str) -
     assert run.stages == needed
 
 
+NOTE = '{"kind": "dao_g", "process": {"kind": "flow", "timesteps": 10}, "template_errors": [0.02, 0.03]}'
+
+
 def test_pretrained_weights_take_the_place_of_pretraining(tiny: Path, tmp_path: Path) -> None:
     model = tmp_path / "elsewhere"
     model.mkdir()
     (model / "model.safetensors").write_text("")
-    (model / "config.json").write_text('{"kind": "dao_g", "process": {"kind": "flow", "timesteps": 10}}')
+    (model / "config.json").write_text(NOTE)
     options = ("--configfile", tiny, "--config", f"generator={{pretrained: '{model}'}}")
     run = dry_run(*options, cwd=tmp_path)
     assert run.stages == STAGES - {"relax_dataset", "pretrain_generator_stage1", "pretrain_generator_stage2"}

@@ -101,7 +101,8 @@ def test_every_stage_has_files() -> None:
     learnt = {"enabled": True, "path": "labels.parquet", "column": "bulk"}
     values = {"qe": {"enabled": True}, "property": learnt, "ablation": {"variants": {"v": {}}}}
     values |= {"generate": {"template_share": 0.5}, "generator": {"template_paths": 0.5}}
-    campaign = parse_campaign({"name": "x", "ranking": {"enabled": True}} | values, "x")
+    values |= {"ranking": {"enabled": True}}
+    campaign = parse_campaign({"name": "x"} | values, "x")
     names = [path for stage in STAGES for path in stage_files(campaign, stage)]
     assert len(names) == len(set(names))
     assert all(stage_files(campaign, stage) for stage in STAGES)

@@ -53,7 +53,7 @@ rule plan_shard:
 
 rule propose_templates:
     input:
-        plan="results/{campaign}/candidates/planned/shard-{shard}.parquet",
+        plan=campaigns.at("plan_candidates", "candidates/planned/shard-{shard}.parquet"),
         index=campaigns.stage_input("index_templates"),
     output:
         "results/{campaign}/candidates/templates/shard-{shard}.parquet",
@@ -69,7 +69,7 @@ rule propose_templates:
         runtime=campaigns.runtime("cpu"),
     params:
         config="results/{campaign}/config.yaml",
-        index="results/{campaign}/templates/index",
+        index=campaigns.at("index_templates", "templates/index"),
         settings=campaigns.settings("propose_templates"),
         code=stage_code_hash("propose_templates"),
     shell:

@@ -3,7 +3,7 @@
 
 rule index_templates:
     input:
-        train="results/{campaign}/crysdb/train.parquet",
+        train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
     output:
         about="results/{campaign}/templates/index/index.json",
         crystals="results/{campaign}/templates/index/templates.parquet",
@@ -31,7 +31,7 @@ rule index_templates:
 
 rule pair_templates:
     input:
-        index=rules.index_templates.output,
+        index=campaigns.stage_input("index_templates"),
     output:
         "results/{campaign}/templates/pairs.parquet",
     log:
@@ -46,7 +46,7 @@ rule pair_templates:
         runtime=campaigns.runtime("cpu"),
     params:
         config="results/{campaign}/config.yaml",
-        index="results/{campaign}/templates/index",
+        index=campaigns.at("index_templates", "templates/index"),
         settings=campaigns.settings("pair_templates"),
         code=stage_code_hash("pair_templates"),
     shell:

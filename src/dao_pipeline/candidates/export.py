@@ -27,7 +27,6 @@ _COLUMNS = [
     "rank",
     "spacegroup",
     "energy_pred",
-    "probability",
     "origin",
     "template_id",
 ]
@@ -57,9 +56,8 @@ def write_top(table: pa.Table, top_k: int, path: Path) -> None:
 
     In order of the compositions, then rank. The zip is empty if nothing is ranked.
     """
-    best = table.select([name for name in _COLUMNS if name in table.column_names]).filter(
-        pc.fill_null(pc.less_equal(table["rank"], top_k), False)
-    )
+    columns = [name for name in (*_COLUMNS, "probability") if name in table.column_names]
+    best = table.select(columns).filter(pc.fill_null(pc.less_equal(table["rank"], top_k), False))
     crystals = list(from_table(best))
     first = {name: i for i, name in reversed(list(enumerate(table["composition"].to_pylist())))}
     crystals.sort(key=lambda c: (first[c.extra["composition"]], c.extra["rank"]))

@@ -280,18 +280,19 @@ def group_by_probability(
     reduced: Sequence[Structure | None],
     same: Sameness,
     alike: Sameness,
-    known: Sequence[bool],
+    known: Sequence[bool] | None = None,
 ) -> list[tuple[list[int], float | None]]:
-    """Groups of candidates that match the most probable member, which stands first; in order of ``ranking.pool``.
+    """Groups of candidates that match the most probable member, which stands first; in order of ``ranking.pool``;
+    those with a crystal ``known`` for the composition come first.
 
     With each group the probability of all groups that ``alike``, the coarser matcher, finds to be the same
-    crystal; None for a group that counts with a better one. Crystals that are ``known`` for the composition come
-    first.
+    crystal; None for a group that counts with a better one.
     """
     groups = group_by_energy([-p for p in probabilities], lambda i, j: same(reduced[i], reduced[j]), known)
     mass = [sum(probabilities[i] for i in group) for group in groups]
     order = pool(mass, lambda a, b: alike(reduced[groups[a][0]], reduced[groups[b][0]]))
-    order.sort(key=lambda one: not known[groups[one[0]][0]])
+    if known:
+        order = sorted(order, key=lambda place: not known[groups[place[0]][0]])
     return [(groups[i], probability) for i, probability in order]
 
 

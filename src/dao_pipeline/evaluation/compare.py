@@ -191,9 +191,9 @@ def _ranked_samples(
                 rank=rank,
                 place=place_of_group.get(row["group"]) if row["group"] is not None else None,
                 first=row["rank"] == 1,
-                probability=row.get("probability"),
                 template_id=row.get("template_id"),
                 template_distance=row.get("template_distance"),
+                probability=row.get("probability"),
                 **_outcome(match, row["status"]),
             )
         )

@@ -75,7 +75,7 @@ def evaluate(campaign: Campaign, screened: Path, crysdb: Path, energy_model: Pat
         piece = targets[start : start + TARGETS_AT_ONCE]
         samples += compare_methods(campaign, piece, templates, energy_model)
     methods = methods_of(samples, campaign.evaluate.baselines)
-    ranked = _present_columns(screened, ("probability",))
+    ranked = "probability" in pq.read_schema(screened).names
     rank1_by = dict.fromkeys(("dao", "combined"), PROBABILITY) if ranked else {}
     results = target_rows(asked, known, samples, methods, rank1_by)
     summary = summarise(results, campaign.generate.samples, campaign.evaluate.bootstrap, campaign.seed)
@@ -119,8 +119,8 @@ def _read_known(path: Path, asked: Sequence[Requested]) -> dict[str, Crystal]:
 
 def _read_candidates(screened: Path, targets: set[str]) -> dict[str, list[dict[str, Any]]]:
     """Screened candidates by target, as rows with a ``crystal`` (None where there is none)."""
-    of_origin = _present_columns(screened, ("origin", "template_id", "template_distance", "probability"))
-    table = read_table(screened, columns=[*_SCREENED, *of_origin])
+    optional = _present_columns(screened, ("origin", "template_id", "template_distance", "probability"))
+    table = read_table(screened, columns=[*_SCREENED, *optional])
     table = table.filter(pc.is_valid(table["target_id"]))
     crystals = {c.id: c for c in from_table(table.select(_STRUCTURE).filter(pc.is_valid(table["lattice"])))}
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -86,9 +86,10 @@ class Recall:
         """Probability that k of the samples find every known structure (inclusion and exclusion)."""
         rows = range(len(self.hits))
         chosen = (list(subset) for size in range(len(self.hits) + 1) for subset in combinations(rows, size))
-        return float(
-            sum((-1) ** len(subset) * self._all_miss(np.asarray(self.hits[subset].any(0)), k) for subset in chosen)
+        terms = (
+            (-1) ** len(subset) * self._all_miss(np.asarray(self.hits[subset].any(0)), k) for subset in chosen
         )
+        return max(0.0, float(sum(terms)))  # not -1e-17
 
     def _all_miss(self, hits: np.ndarray, k: int) -> float:
         """Probability that k of the n samples have none of these hits (n,)."""

@@ -65,8 +65,8 @@ class Top:
     top_k: int
     energy: str
     has_targets: bool
-    has_probabilities: bool
     has_templates: bool
+    has_probabilities: bool
     empty: list[Markup]
 
 
@@ -101,8 +101,8 @@ def top_section(results: Results, campaign: Campaign) -> Top | None:
         top_k=campaign.screen.top_k,
         energy=LABELS[campaign.energy_model.label],
         has_targets=bool(known),
-        has_probabilities=bool(best["probability"].notna().any()),
         has_templates=bool(screened["template_id"].notna().any()),
+        has_probabilities=bool(best["probability"].notna().any()),
         empty=[formula(text) for text in without],
     )
 

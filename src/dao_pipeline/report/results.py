@@ -31,8 +31,8 @@ MODELS = {
 _SCREENED = [
     *("id", "composition", "target_id", "sample", "formula", "num_atoms", "lattice", "spacegroup", "status"),
     *("valid", "unique", "group", "group_size", "novel", "rank", "energy_pred", "volume_per_atom"),
-    "probability",
     *("origin", "template_id", "structure_type_known"),
+    "probability",
 ]
 _RELAXED = [
     *("id", "energy_before", "energy_after", "relax_steps", "displacement", "volume_change", "relax_status"),
