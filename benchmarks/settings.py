@@ -51,6 +51,7 @@ GENERATOR: dict[str, Overrides] = {
     "drift in the loss": {"process": {"remove_drift": False}},
     "no averaged weights": {"training": {"ema_decay": 0.0}},
     "axes not permuted": {"training": {"permute_axes": False}},
+    "summed residuals": {"backbone": {"residual": "sum"}},
     "64 frequencies": {"backbone": {"frequencies": 64}},
     "128 frequencies": {"backbone": {"frequencies": 128}},
 }

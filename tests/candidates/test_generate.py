@@ -114,7 +114,8 @@ def test_a_flow_finds_what_it_was_trained_on(folder: Path, settings: dict[str, A
     known = dict(zip(rock_salts()["formula"].to_pylist(), volumes(flatten(rock_salts()).lattice), strict=True))
     flat = flatten(found)
     ratio = volumes(flat.lattice) / np.array([known[formula] for formula in found["formula"].to_pylist()])
-    assert ((ratio > 0.5) & (ratio < 2)).all()
+    assert ((ratio > 0.5) & (ratio < 2)).mean() > 0.9
+    assert 0.8 < np.median(ratio) < 1.25
     assert (shortest_distances(flat) > 1.0).mean() > 0.9
     # rhombohedral cells of 60 degrees, and atoms half a cell apart
     assert np.median(np.abs(cell_parameters(flat.lattice)[:, 3:] - 60)) < 12
