@@ -121,8 +121,9 @@ class PlainCrysformer(nn.Module):
         ptr: Tensor,
         t: Tensor,
         layout: Layout | None = None,
+        from_template: None = None,
     ) -> Output:
-        """See ``Crysformer.forward``; of the layout only the atoms' crystals are used."""
+        """See ``Crysformer.forward``; of the layout only the atoms' crystals are used. Nothing is a template."""
         layout = layout or Layout.from_ptr(ptr)
         x, mean = self._features(atomic_numbers, frac_coords, lattice, layout, t)
         noise = self.lattice_head(mean).view(-1, 3, 3) @ lattice

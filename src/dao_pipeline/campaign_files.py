@@ -27,10 +27,8 @@ def parse_campaign(values: Mapping[str, Any], origin: str) -> Campaign:
 
     Raises UserError listing every problem as file, key, value and remedy.
     """
-    # a section of a stage may have defaults of its own (energy_model.training): giving one key keeps the others
-    defaults = Campaign(name="defaults").model_dump(exclude={"name"})
     try:
-        return Campaign.model_validate(deep_merge(defaults, values))
+        return Campaign.model_validate(values)
     except ValidationError as error:
         lines = [_describe(problem, origin) for problem in error.errors()]
         raise UserError("\n".join(lines)) from None

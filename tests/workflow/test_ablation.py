@@ -34,7 +34,7 @@ def ablated(folder: Path, chosen: dict[str, Any] = VARIANTS) -> Path:
     }
     write_crystals(folder / "crystals.parquet")
     path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY | values))
+    path.write_text(yaml.safe_dump(TINY | values, sort_keys=False))
     return path
 
 
