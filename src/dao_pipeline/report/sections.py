@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from dao_pipeline.config import Campaign
 from dao_pipeline.report.candidates import Top, energies_section, top_section
 from dao_pipeline.report.coverage import Funnel, candidates_funnel, crystals_funnel, tally
 from dao_pipeline.report.figures import curves, histogram
-from dao_pipeline.report.found import Found, found_section
+from dao_pipeline.report.found import ANY_ONE, Found, found_section
 from dao_pipeline.report.origin import origin_section
 from dao_pipeline.report.results import Model, Results
 from dao_pipeline.report.text import (
@@ -46,6 +47,16 @@ class Overview:
     facts: list[Fact]
 
 
+def _inside(name: str) -> str:
+    """A method's name inside a sentence."""
+    return name if name.startswith("DAO") else name[:1].lower() + name[1:]
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
 def overview(results: Results, top: Top | None, found: Found | None, funnel: Funnel | None) -> Overview:
     """What the campaign did and what came out, in a few sentences made from the tables."""
     sentences, facts = [], []
@@ -64,17 +75,23 @@ def overview(results: Results, top: Top | None, found: Found | None, funnel: Fun
         facts.append(
             Fact("Distinct candidates", count(steps["Unique"]), f"of {count(steps['Requested'])} requested")
         )
-    if found and "dao" in found.methods:
-        hit, tried = found.totals("dao")
-        rate = found.best_rate("dao")
+    lead = next((method for method in ("combined", "dao") if found and method in found.methods), None)
+    if found and lead:
+        hit, tried = found.totals(lead)
+        rate = found.best_rate(lead)
         interval = f"95 % interval {rate.interval}" if rate and rate.interval != NONE else ""
         facts.insert(0, Fact("Known crystals found", f"{hit} of {tried}", interval))
-        against = [f"{found.methods[m].lower()} {found.totals(m)[0]}" for m in found.methods if m != "dao"]
+        others = [method for method in found.methods if method != lead]
+        against = [f"{_inside(found.methods[m])} {found.totals(m)[0]}" for m in others]
         shown = f" ({percent(hit / tried)}, {interval})" if interval else ""
         sentences.append(
-            f"DAO-G found {hit} of {plural(tried, 'known crystal')} that no model had seen{shown}"
-            + (f"; {' and '.join(against)}." if against else ".")
+            f"{found.methods[lead]} found {hit} of {plural(tried, 'known crystal')} that no model had seen{shown}"
+            + (f"; {_listed(against)}." if against else ".")
         )
+        first = next((r for r in found.rates if r.method == lead and r.k == 1 and r.order != ANY_ONE), None)
+        if first:
+            right = round(first.rate * tried)
+            facts.insert(1, Fact("First candidate right", f"{right} of {tried}", f"first by {first.order}"))
     if results.crysdb_rows:
         train = results.crysdb_rows.get("train", 0)
         sentences.append(f"The models learned from {plural(train, 'crystal')}.")
