@@ -149,6 +149,7 @@ def main(
     samples: Annotated[int, typer.Option(help="candidates per composition")] = 2,
     scale: Annotated[list[float] | None, typer.Option(help="default: 1, 3, 10, 30, 100")] = None,
     only: Annotated[list[str] | None, typer.Option(help="names of settings, default: all of scan")] = None,
+    steps: Annotated[int | None, typer.Option(help="of sampling; default: that of the process")] = None,
     batch_atoms: Annotated[int, typer.Option()] = 1000,
     seed: Annotated[int, typer.Option()] = 1,
     workers: Annotated[int, typer.Option()] = 1,
@@ -170,7 +171,7 @@ def main(
         for name, values in scan(scale or [1.0, 3.0, 10.0, 30.0, 100.0]):
             if only and name not in only and name != "unguided":
                 continue
-            settings = Generate(batch_atoms=batch_atoms, **values)
+            settings = Generate(batch_atoms=batch_atoms, steps=steps, **values)
             file = folder / f"{name.replace(' ', '_').replace(',', '')}-{targets}x{samples}.json"
             if not file.exists():
                 made, seconds = sampled(models, rows, settings, seed)
