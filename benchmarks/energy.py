@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(pd.Series(a).corr(pd.Series(b), method="spearman"))
 
 
+def _mean_of(values: np.ndarray, rows: np.ndarray) -> float:
+    return float(values[rows].mean())
+
+
+def _order_of(predicted: np.ndarray, true: np.ndarray, rows: np.ndarray) -> float:
+    return spearman(predicted[rows], true[rows])
+
+
 def interval(statistic: Callable[[np.ndarray], float], count: int) -> str:
     """95 % bootstrap interval of ``statistic`` of row numbers, as text."""
     random = np.random.default_rng(0)
@@ -90,16 +99,14 @@ def errors(models: dict[str, Path], data: dict[str, pa.Table], train: pa.Table) 
             for name, predicted in predictions(models, known, train, label):
                 wrong = np.abs(predicted - true)
                 flat = np.ptp(predicted) == 0
-                order = (
-                    interval(lambda i, p=predicted, y=true: spearman(p[i], y[i]), len(true)) if not flat else ""
-                )
+                order = interval(partial(_order_of, predicted, true), len(true)) if not flat else ""
                 rows.append(
                     {
                         "label": label,
                         "crystals": dataset,
                         "predictor": name,
                         "MAE": wrong.mean(),
-                        "MAE, 95 %": interval(lambda i, w=wrong: float(w[i].mean()), len(wrong)),
+                        "MAE, 95 %": interval(partial(_mean_of, wrong), len(wrong)),
                         "median": np.median(wrong),
                         "RMSE": np.sqrt((wrong**2).mean()),
                         "Spearman": float("nan") if flat else spearman(predicted, true),
@@ -194,7 +201,7 @@ def distortions(
                     "displacement": displacement,
                     "strain": strain,
                     "true one below": below.mean(),
-                    "95 %": interval(lambda i, b=below: float(b[i].mean()), len(below)),
+                    "95 %": interval(partial(_mean_of, below), len(below)),
                     "median rise": np.median(rise[moved]),
                 }
                 if cost is not None:

@@ -180,9 +180,9 @@ def compared(found: list[Outcome], method: str) -> dict[str, float | None]:
     """In percent: how often the first of a method is right, and by how much the learned ranking is better."""
     hits = np.array([o.right[method] for o in found], dtype=float)
     more = np.array([o.right[METHODS[-1]] for o in found], dtype=float) - hits
-    (low, high), (less, most) = interval(100 * hits, 2000, 0), interval(100 * more, 2000, 0)
+    (low, high), (less, most) = interval((100 * hits).tolist(), 2000, 0), interval((100 * more).tolist(), 2000, 0)
     if not hits.any() or hits.all():
-        low, high = (100 * end for end in interval(hits, 2000, 0))  # type: ignore[operator]
+        low, high = (100 * end for end in interval(hits.tolist(), 2000, 0))  # type: ignore[operator]
     if not more.any():
         less, most = 0.0, 0.0
     rate, better = 100 * hits.mean(), 100 * more.mean()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -113,7 +114,7 @@ def refine(
     for name, settings in REFINEMENTS.items():
         how = Generate.model_validate(settings)
         started = time.process_time()
-        made = in_batches(proposed.crystals, lambda part, how=how: refine_templates(part, model, how, 1))
+        made = in_batches(proposed.crystals, partial(refine_templates, generator=model, settings=how, seed=1))
         row(name, compared(made), base, (time.process_time() - started) / len(proposed))
     if energy_model is not None:
         dao_p = load_energy_model(energy_model)
@@ -176,9 +177,9 @@ def budget(
     places = np.flatnonzero(sound)
     crystals = crystals_of(flatten(made.filter(pa.array(sound))))
     pairs = list(zip(crystals, (known[i // candidates] for i in places), strict=True))
-    free = np.zeros(len(known) * candidates, dtype=bool)
-    free[places] = np.isfinite(rmse_of_pairs(pairs, workers))
-    free = free.reshape(len(known), candidates)
+    hits = np.zeros(len(known) * candidates, dtype=bool)
+    hits[places] = np.isfinite(rmse_of_pairs(pairs, workers))
+    free = hits.reshape(len(known), candidates)
     print(f"targets: {len(known)}; with a template: {(there > 0).sum()}")
     print("| candidates | templates | found % |")
     print("|---|---|---|")
