@@ -28,7 +28,7 @@ from dao_pipeline.crystals.held_out import training_of
 from dao_pipeline.crystals.schema import COLUMNS
 from dao_pipeline.crystals.table import iter_tables, provenance, read_about, read_table, write_table
 from dao_pipeline.parallel import parallel_map
-from dao_pipeline.ranking.pool import pool
+from dao_pipeline.ranking.pool import gathered, pool
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -305,12 +305,4 @@ def group_by_energy(
     member it matches, or founds one. Crystals that are ``known`` for the composition come first.
     """
     known = known or [False] * len(energies)
-    groups: list[list[int]] = []
-    for i in sorted(range(len(energies)), key=lambda i: (not known[i], energies[i], i)):
-        for group in groups:
-            if same(group[0], i):
-                group.append(i)
-                break
-        else:
-            groups.append([i])
-    return groups
+    return gathered(sorted(range(len(energies)), key=lambda i: (not known[i], energies[i], i)), same)

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 
 from dao_pipeline.crystals.flat import FlatCrystals
-from dao_pipeline.crystals.geometry import cell_heights, volumes
+from dao_pipeline.crystals.geometry import cell_heights, squared_distances, volumes
 
 NEIGHBOURS = 12
 """Distances per atom that count."""
@@ -49,14 +49,7 @@ def _averages(frac: np.ndarray, lattice: np.ndarray, shifts: np.ndarray) -> np.n
     """(m, 12) for crystals of n atoms: frac (m, n, 3), lattice (m, 3, 3) in units of (V/n)^(1/3), shifts (S,
     3)."""
     m, n = frac.shape[:2]
-    difference = frac[:, :, None] - frac[:, None]
-    difference -= np.rint(difference)
-    pairs = difference.reshape(m, n * n, 3) @ lattice
-    images = shifts @ lattice
-    squared = (pairs**2).sum(2)[:, :, None] + (images**2).sum(2)[:, None] + 2 * pairs @ images.transpose(0, 2, 1)
-    itself = np.arange(n) * (n + 1), int(np.flatnonzero(~shifts.any(1))[0])
-    squared[:, itself[0], itself[1]] = np.inf
-    squared = np.minimum(squared.reshape(m, n, -1), RADIUS**2)
+    squared = np.minimum(squared_distances(frac, lattice, shifts).reshape(m, n, -1), RADIUS**2)
     if squared.shape[2] < NEIGHBOURS:
         squared = np.concatenate([squared, np.full((m, n, NEIGHBOURS - squared.shape[2]), RADIUS**2)], axis=2)
     nearest = np.sort(np.partition(squared, NEIGHBOURS - 1, 2)[:, :, :NEIGHBOURS], axis=2)

@@ -139,3 +139,21 @@ def nearest_image_distances(lattice: np.ndarray, frac: np.ndarray) -> np.ndarray
     for shift in product((-1, 0, 1), repeat=3):
         best = np.minimum(best, (((difference + np.array(shift)) @ lattice) ** 2).sum(2))
     return np.sqrt(best)
+
+
+def squared_distances(frac: np.ndarray, lattice: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """(m, n, n, S) squared distances from each atom to the images of all, for m cells of n atoms.
+
+    frac: (m, n, 3). lattice: (m, 3, 3); its unit is that of the result. shifts: (S, 3), the images, in cells; they
+    must have (0, 0, 0) among them, where an atom's distance to itself is infinite. Rounding may leave a tiny
+    distance below zero.
+    """
+    m, n = frac.shape[:2]
+    difference = frac[:, :, None] - frac[:, None]
+    difference -= np.rint(difference)
+    pairs = difference.reshape(m, n * n, 3) @ lattice
+    images = shifts @ lattice
+    squared = (pairs**2).sum(2)[:, :, None] + (images**2).sum(2)[:, None] + 2 * pairs @ images.transpose(0, 2, 1)
+    itself = np.arange(n) * (n + 1), int(np.flatnonzero(~shifts.any(1))[0])
+    squared[:, itself[0], itself[1]] = np.inf
+    return squared.reshape(m, n, n, -1)

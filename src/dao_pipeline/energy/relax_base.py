@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -51,7 +52,7 @@ class Relaxed:
         )
 
 
-class Relaxation:
+class Relaxation(ABC):
     """Crystals on their way down in DAO-P's energy of clean crystals (t = 0).
 
     ``advance`` until ``finished``; outcomes appear in ``result`` as crystals finish. ``state`` and ``restore``
@@ -67,9 +68,9 @@ class Relaxation:
         """Whether all crystals are done."""
         return bool(self.result.done.all())
 
+    @abstractmethod
     def advance(self) -> None:
         """Some work for some of the crystals."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
         """Everything that going on needs, outcomes included."""

@@ -15,7 +15,7 @@ from itertools import pairwise, product
 import numpy as np
 
 from dao_pipeline.crystals.flat import FlatCrystals
-from dao_pipeline.crystals.geometry import cell_heights, volumes
+from dao_pipeline.crystals.geometry import cell_heights, squared_distances, volumes
 from dao_pipeline.templates.patterns import Pattern, slot_atoms
 
 NEIGHBOURS = 10
@@ -60,15 +60,7 @@ def _of_equal_reach(lattice: np.ndarray, size: int) -> Iterator[tuple[np.ndarray
 
 def _distances(lattice: np.ndarray, frac: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     """(m, n, n, S) distances, from the first atom to images of the second, at most ``RADIUS``."""
-    m, n = frac.shape[:2]
-    difference = frac[:, :, None] - frac[:, None]
-    difference -= np.rint(difference)
-    pairs = difference.reshape(m, n * n, 3) @ lattice
-    images = shifts @ lattice
-    squared = (pairs**2).sum(2)[:, :, None] + (images**2).sum(2)[:, None] + 2 * pairs @ images.transpose(0, 2, 1)
-    itself = np.arange(n) * (n + 1), int(np.flatnonzero(~shifts.any(1))[0])
-    squared[:, itself[0], itself[1]] = np.inf
-    return np.sqrt(np.clip(squared, 0.0, RADIUS**2)).astype(np.float32).reshape(m, n, n, -1)
+    return np.sqrt(np.clip(squared_distances(frac, lattice, shifts), 0.0, RADIUS**2)).astype(np.float32)
 
 
 def _averages(distances: np.ndarray, pattern: Pattern) -> np.ndarray:
