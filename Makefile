@@ -1,7 +1,7 @@
 # make demo    install, run the demo campaign on all cores, show its best candidates (about 15 minutes)
 # make test    install, run all tests
 # make lint    install, check style, types and the workflow
-# make config  write config/default.yaml and config/schema.json anew after a change of config.py
+# make config  write config/default.yaml and config/schema.json anew after a change of a setting
 # make clean   remove everything the demo wrote
 
 PYTHON ?= python3

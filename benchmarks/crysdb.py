@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dao_pipeline.campaign_files import parse_campaign
+from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crysdb.build import build_crysdb
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, COVALENT_RADIUS
 from dao_pipeline.crystals.flat import FlatCrystals, flatten, formulas, structure_columns

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from pymatgen.io.cif import CifWriter
 
-from dao_pipeline.campaign_files import parse_campaign
+from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crysdb.build import build_crysdb
 from dao_pipeline.crystals.convert import to_structure
 from dao_pipeline.crystals.table import read_table

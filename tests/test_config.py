@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dao_pipeline.campaign_files import load_campaign, parse_campaign
 from dao_pipeline.config import STAGE_SETTINGS, Campaign, stage_settings
-from dao_pipeline.config_files import default_yaml, schema_json, write_config_files, write_resolved
+from dao_pipeline.config.read import load_campaign, parse_campaign
+from dao_pipeline.config.write import default_yaml, schema_json, write_config_files, write_resolved
 from dao_pipeline.crystals.formula import parse_formula
 from dao_pipeline.errors import UserError
 

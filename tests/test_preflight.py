@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pymatgen.io.cif import CifWriter
 
-from dao_pipeline.campaign_files import parse_campaign
+from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crystals.convert import to_structure
 from dao_pipeline.errors import UserError
 from dao_pipeline.preflight import check_campaigns, check_loaded, elements_in

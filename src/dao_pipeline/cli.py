@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dao_pipeline.campaign_files import load_campaign
 from dao_pipeline.config import Campaign
+from dao_pipeline.config.read import load_campaign
 from dao_pipeline.errors import EXIT_CONTINUE, EXIT_USER_ERROR, ContinueLater, UserError
 
 # Threads that spin for long while they wait slow each other down tenfold when jobs share cores; threads that
@@ -379,7 +379,7 @@ def check(
 @command
 def resolve_config(config: ConfigFile, out: Annotated[Path, typer.Option(help="YAML file to write")]) -> None:
     """Write a campaign with every default filled in."""
-    from dao_pipeline.config_files import write_resolved
+    from dao_pipeline.config.write import write_resolved
 
     write_resolved(_campaign(config), out)
 
@@ -389,7 +389,7 @@ def generate_config(
     out: Annotated[Path, typer.Option(help="folder for default.yaml and schema.json")] = Path("config"),
 ) -> None:
     """Write the commented default configuration and its JSON schema from the models."""
-    from dao_pipeline.config_files import write_config_files
+    from dao_pipeline.config.write import write_config_files
 
     write_config_files(out)
 

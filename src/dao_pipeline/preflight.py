@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dao_pipeline.campaign_files import load_campaign, variants
 from dao_pipeline.config import Campaign, DataSource, Process, expand_path
+from dao_pipeline.config.read import load_campaign, variants
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
 from dao_pipeline.crystals.formula import parse_formula
 from dao_pipeline.crystals.schema import CRYSTAL

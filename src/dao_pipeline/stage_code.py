@@ -23,17 +23,15 @@ COMMANDS = {
 _NOT_HASHED = {
     f"{PACKAGE}.{name}"
     for name in (
-        "config",
-        "campaign_files",
         "cli",
+        "config",
         "errors",
         "preflight",
-        "config_files",
         "workflow_support",
         "stage_code",
     )
 }
-"""Modules whose edits must not rerun stages: their effect on a stage is in its settings."""
+"""Modules and packages whose edits must not rerun stages: their effect on a stage is in its settings."""
 
 _DATA_FOLDERS = ("data", "templates")
 """Folders beside a module whose files are part of its code."""
@@ -109,8 +107,12 @@ def _imports(module: str) -> frozenset[str]:
     return frozenset(
         name
         for name in found
-        if name.startswith(f"{PACKAGE}.") and name not in _NOT_HASHED and _module_file(name) is not None
+        if name.startswith(f"{PACKAGE}.") and not _unhashed(name) and _module_file(name) is not None
     )
+
+
+def _unhashed(module: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in _NOT_HASHED)
 
 
 def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:

@@ -18,8 +18,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
-from dao_pipeline.campaign_files import deep_merge, parse_campaign, read_yaml, variants
 from dao_pipeline.config import STAGE_SETTINGS, Campaign, Resources, expand_path, stage_settings
+from dao_pipeline.config.read import deep_merge, parse_campaign, read_yaml, variants
 from dao_pipeline.errors import UserError
 
 DEFAULT_CAMPAIGN = Path("config/demo.yaml")
@@ -300,7 +300,7 @@ class Campaigns(Mapping[str, Campaign]):
         The configuration with every default filled in is no rule's output: a file that jobs depend on would
         either rerun every stage at every edit or, as ``ancient``, hide other reasons to run from Snakemake.
         """
-        from dao_pipeline.config_files import write_resolved
+        from dao_pipeline.config.write import write_resolved
 
         for name, campaign in self._all.items():
             write_resolved(campaign, Path(f"results/{name}/config.yaml"))

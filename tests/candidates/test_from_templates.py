@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from dao_pipeline.campaign_files import parse_campaign
 from dao_pipeline.candidates import generate as module
 from dao_pipeline.candidates.compositions import Requested
 from dao_pipeline.candidates.generate import generate_candidates
 from dao_pipeline.candidates.plan import plan_table
 from dao_pipeline.candidates.screen import group_by_energy, known_types
 from dao_pipeline.config import Generate, Templates
+from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crystals.flat import flatten
 from dao_pipeline.crystals.geometry import volumes
 from dao_pipeline.crystals.table import read_table, write_table

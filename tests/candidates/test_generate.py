@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from dao_pipeline.campaign_files import parse_campaign
 from dao_pipeline.candidates.compositions import Requested
 from dao_pipeline.candidates.generate import generate_candidates, generate_rows
 from dao_pipeline.candidates.plan import plan_table
 from dao_pipeline.config import Backbone, Generate, Process, Training
+from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crystals.dataset import CrystalDataset
 from dao_pipeline.crystals.flat import flatten
 from dao_pipeline.crystals.geometry import cell_parameters, shortest_distances, volumes

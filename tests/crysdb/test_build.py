@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dao_pipeline.campaign_files import parse_campaign
 from dao_pipeline.config import Campaign
+from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crysdb.build import build_crysdb
 from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.flat import flatten

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dao_pipeline.campaign_files import parse_campaign
+from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crystals.table import read_table, write_table
 from dao_pipeline.errors import UserError
 from dao_pipeline.evaluation.ablation import Variant, ablate, mean_and_interval

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dao_pipeline.campaign_files import parse_campaign
+from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crystals.crystal import Crystal, from_table, to_table
 from dao_pipeline.crystals.table import read_about, read_table, write_table
 from dao_pipeline.errors import UserError

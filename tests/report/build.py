@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from pymatgen.core import Lattice, Structure
 
-from dao_pipeline.campaign_files import parse_campaign
 from dao_pipeline.config import Campaign
+from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crystals.convert import from_structure
 from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.table import provenance, write_rejected, write_table

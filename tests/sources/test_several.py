@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from dao_pipeline.campaign_files import parse_campaign
 from dao_pipeline.config import Campaign
+from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crysdb.build import build_crysdb
 from dao_pipeline.crystals.held_out import held_out, require_held_out
 from dao_pipeline.crystals.table import file_hash, read_about, read_table, write_table

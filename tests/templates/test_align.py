@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dao_pipeline.campaign_files import parse_campaign
 from dao_pipeline.config import Templates
+from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crystals.automorphisms import unimodular
 from dao_pipeline.crystals.crystal import to_table
 from dao_pipeline.crystals.flat import FlatCrystals, flatten

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from dao_pipeline.campaign_files import parse_campaign
 from dao_pipeline.candidates.compositions import Requested, requested
 from dao_pipeline.candidates.plan import plan_table
 from dao_pipeline.config import Templates
+from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.flat import flatten
 from dao_pipeline.crystals.geometry import shortest_distances

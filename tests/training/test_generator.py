@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dao_pipeline.campaign_files import deep_merge, load_campaign, parse_campaign
 from dao_pipeline.config import Campaign
+from dao_pipeline.config.read import deep_merge, load_campaign, parse_campaign
 from dao_pipeline.crysdb.build import build_crysdb
 from dao_pipeline.crystals.held_out import require_held_out
 from dao_pipeline.crystals.table import read_table, write_table

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dao_pipeline.campaign_files import parse_campaign
 from dao_pipeline.config import Backbone, Campaign, Process
+from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crystals.crystal import to_table
 from dao_pipeline.crystals.table import read_table, write_table
 from dao_pipeline.crystals.volume import fit_element_volumes

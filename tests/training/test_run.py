@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dao_pipeline.campaign_files import parse_campaign
+from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crystals.table import write_table
 from dao_pipeline.training import run
 from dao_pipeline.training.energy_model import train_energy_model

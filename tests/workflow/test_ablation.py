@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dao_pipeline.campaign_files import parse_campaign, variants
+from dao_pipeline.config.read import parse_campaign, variants
 from dao_pipeline.crystals.table import read_table
 from dao_pipeline.errors import UserError
 from dao_pipeline.preflight import check_loaded

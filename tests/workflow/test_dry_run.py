@@ -190,6 +190,6 @@ def test_lint_and_format_are_clean(tmp_path: Path, tiny: Path) -> None:
 
 def test_tiny_campaign_is_a_campaign() -> None:
     """So that a change of the schema is reported here, not as a failing run."""
-    from dao_pipeline.campaign_files import parse_campaign
+    from dao_pipeline.config.read import parse_campaign
 
     parse_campaign(TINY | {"data": TINY["data"] | {"path": "x"}}, "tiny")

@@ -1,0 +1,79 @@
+"""What is made of the candidates: evaluation, properties, DFT, ablation, report."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dao_pipeline.config.crysdb import Matcher
+from dao_pipeline.config.models import Training
+from dao_pipeline.config.section import Section
+
+VARIANT = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+
+
+class Evaluate(Section):
+    """Stage evaluate: were the known crystals found?"""
+
+    matcher: Matcher = Matcher()
+    bootstrap: int = Field(1000, ge=0, description="resamples for 95 % intervals")
+    baselines: bool = Field(True, description="compare with random crystals and substituted templates as well")
+    allow_leakage: bool = Field(
+        False, description="score models whose training did not demonstrably exclude the test split"
+    )
+
+
+class Property(Section):
+    """Stages finetune_property and predict_property: DAO-P learns another property of crystals."""
+
+    enabled: bool = Field(False, description="run the stages")
+    path: str | None = Field(
+        None,
+        description="crystal table (Parquet) with the labels; $NAME and ${NAME} are read from the environment",
+    )
+    column: str | None = Field(None, description="column of the labels, and name of the property")
+    log: bool = Field(False, description="learn the natural logarithm; labels must be positive")
+    unit: str = Field("", description="unit of the labels, e.g. GPa (recorded beside the predictions)")
+    val_fraction: float = Field(
+        0.1, ge=0, lt=0.5, description="share of compositions kept for validation, where the table has no split"
+    )
+    training: Training = Training(steps=5_000, learning_rate=1e-4)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Property:
+        for key, what in (("path", "the labelled table"), ("column", "the column of its labels")):
+            if self.enabled and not getattr(self, key):
+                raise ValueError(f"{key} is not given, but enabled is true: name {what}, or set enabled: false")
+        return self
+
+
+class QE(Section):
+    """Stage validate_qe: Quantum ESPRESSO on the top candidates, one job each."""
+
+    enabled: bool = Field(False, description="run the stage")
+    top_k: int = Field(1, ge=1, description="candidates per composition")
+    command: str = Field("pw.x", description="how pw.x is started, e.g. 'mpirun -np 8 pw.x'")
+    pseudo_dir: str | None = Field(None, description="folder with PBE pseudopotentials (UPF)")
+    ecutwfc: float = Field(60.0, gt=0, description="Ry")
+    ecutrho: float = Field(480.0, gt=0, description="Ry")
+    kspacing: float = Field(0.3, gt=0, description="1/angstrom")
+    calculation: Literal["scf", "relax", "vc-relax"] = Field(
+        "vc-relax", description="scf: energy as it stands; relax: move atoms; vc-relax: cell as well"
+    )
+
+
+class Ablation(Section):
+    """Stage ablate: the campaign again with other settings, and a table of what each setting is worth."""
+
+    variants: dict[Annotated[str, Field(pattern=VARIANT)], dict[str, Any]] = Field(
+        {},
+        description="by name, the keys in which each variant differs from this campaign, {} for the campaign "
+        "itself; the first is what the others are compared with. Stages of equal settings run once for all",
+    )
+
+
+class Report(Section):
+    """Stage report."""
+
+    title: str | None = Field(None, description="heading; the campaign's name if null")

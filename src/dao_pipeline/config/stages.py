@@ -1,0 +1,95 @@
+"""Which settings each stage uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from dao_pipeline.config.campaign import Campaign
+
+STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "download": ("data",),
+    "build_crysdb": ("crysdb", "energy_model.label", "seed"),
+    "train_energy_model": ("energy_model", "process", "seed"),
+    "relax_dataset": ("relax", "energy_model.pretrained"),
+    "pair_templates": ("templates.max_pair_rmse",),
+    "pretrain_generator_stage1": (
+        "generator.backbone",
+        "generator.template_paths",
+        "pretrain.stage1",
+        "pretrain.crystals",
+        "crysdb.stable_threshold",
+        "process",
+        "seed",
+    ),
+    "pretrain_generator_stage2": ("generator.template_paths", "pretrain.stage2", "seed"),
+    "finetune_generator": (
+        "finetune",
+        "generator",
+        "pretrain.stages",
+        "process",
+        "crysdb.stable_threshold",
+        "seed",
+    ),
+    "plan_candidates": (
+        "generate.compositions",
+        "generate.test_split",
+        "generate.samples",
+        "generate.shard_size",
+        "generate.max_atoms",
+        "generate.template_share",
+        "seed",
+    ),
+    "index_templates": ("templates.distance", "templates.learned", "templates.same_type"),
+    "propose_templates": ("templates.exclude", "generate.template_share", "generate.samples"),
+    "generate_candidates": (
+        "generate.steps",
+        "generate.corrector",
+        "generate.step_size",
+        "generate.method",
+        "generate.annealing",
+        "generate.guidance_scale",
+        "generate.guidance",
+        "generate.batch_atoms",
+        "generate.template_refinement",
+        "generate.template_steps",
+        "generate.template_noise",
+        "seed",
+    ),
+    "train_ranker": ("ranking", "templates", "screen.symprec", "seed"),
+    "screen_candidates": ("screen", "ranking.enabled", "ranking.model", "ranking.matcher"),
+    "evaluate": (
+        "evaluate",
+        "generate.compositions",
+        "generate.test_split",
+        "generate.samples",
+        "screen",
+        "seed",
+    ),
+    "finetune_property": ("property", "seed"),
+    "predict_property": (),
+    "validate_qe": ("qe",),
+    "ablate": ("ablation", "evaluate.bootstrap", "seed"),
+    "report": ("report",),
+}
+"""Configuration keys that each stage uses: the rule's ``params``, so that other edits do not rerun it."""
+
+
+def stage_settings(campaign: Campaign, stage: str) -> dict[str, Any]:
+    """The configuration values that ``stage`` uses, by dotted key."""
+    values: dict[str, Any] = {}
+    for key in STAGE_SETTINGS[stage]:
+        value: Any = campaign
+        for part in key.split("."):
+            value = getattr(value, part)
+        values[key] = value.model_dump(mode="json") if isinstance(value, BaseModel) else _plain(value)
+    return values
+
+
+def _plain(value: Any) -> Any:
+    return (
+        [_plain(v) for v in value]
+        if isinstance(value, list)
+        else (value.model_dump(mode="json") if isinstance(value, BaseModel) else value)
+    )
