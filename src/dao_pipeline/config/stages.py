@@ -70,6 +70,8 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "finetune_property": ("property", "seed"),
     "predict_property": (),
     "validate_qe": ("qe",),
+    "reference_energies": ("qe", "compare_dft.elements", "compare_dft.max_element_atoms", "compare_dft.phases"),
+    "compare_dft": ("compare_dft", "evaluate.bootstrap", "energy_model.label", "seed"),
     "ablate": ("ablation", "evaluate.bootstrap", "seed"),
     "report": ("report",),
 }
