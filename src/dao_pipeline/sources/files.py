@@ -170,7 +170,7 @@ class _Reader:
             return kept.read(name)
         settings = {"energy_method": self.data.energy_method, "seconds": self.data.seconds_per_crystal}
         batches = (
-            Batch(records[i : i + _BATCH], source, columns=self.columns, **settings)
+            Batch(records[i : i + _BATCH], source, columns=self.columns, **settings)  # type: ignore[arg-type]
             for i in range(0, len(records), _BATCH)
         )
         # JSON is decoded as it is read: handing the result to a worker costs more than parsing it
