@@ -344,6 +344,44 @@ def validate_qe(
 
 
 @command
+def reference_energies(
+    config: ConfigFile,
+    validation: Annotated[Path, typer.Option(help="folder written by validate-qe")],
+    crysdb: CrysdbDir,
+    out: OutFile,
+    work: Annotated[Path, typer.Option(help="folder of computed references, which campaigns share")],
+) -> None:
+    """Compute elements and reference phases with the settings of the validated candidates."""
+    from dao_pipeline.comparison.references import reference_energies as run
+
+    run(_campaign(config), validation, crysdb, out, work)
+
+
+@command
+def compare_dft(
+    config: ConfigFile,
+    screened: Annotated[Path, typer.Option(help="table written by screen-candidates")],
+    out: OutDir,
+    validation: Annotated[Path | None, typer.Option(help="folder written by validate-qe")] = None,
+    references: Annotated[Path | None, typer.Option(help="table written by reference-energies")] = None,
+    timings: Annotated[Path | None, typer.Option(help="folder of Snakemake's benchmark files")] = None,
+    known: Annotated[Path | None, typer.Option(help="table of the crystals that candidates aim at")] = None,
+) -> None:
+    """Compare candidates with DFT: geometry, order of polymorphs, energies, cost."""
+    from dao_pipeline.comparison.compare import compare_dft as run
+
+    run(
+        _campaign(config),
+        screened,
+        out,
+        validation=validation,
+        references=references,
+        timings=timings,
+        known=known,
+    )
+
+
+@command
 def report(
     config: ConfigFile,
     results: Annotated[Path, typer.Option(help="folder of the campaign")],

@@ -215,6 +215,15 @@ class Campaigns(Mapping[str, Campaign]):
         path = self[wildcards.campaign].finetune.path
         return [str(expand_path(path))] if path else []
 
+    def reference_phases(self, wildcards: Any) -> list[str]:
+        """The campaign's own table of reference phases for hulls by DFT."""
+        path = self[wildcards.campaign].compare_dft.phases
+        return [str(expand_path(path))] if path else []
+
+    def dft_baselines(self, wildcards: Any) -> list[str]:
+        """Tables of DFT results from elsewhere."""
+        return [str(expand_path(baseline.path)) for baseline in self[wildcards.campaign].compare_dft.baselines]
+
     def property_table(self, wildcards: Any) -> list[str]:
         """The campaign's own table of crystals with labels."""
         path = self[wildcards.campaign].property.path
@@ -312,6 +321,11 @@ def option(name: str, files: Sequence[str]) -> str:
     return f"{name} {shlex.quote(str(files[0]))}" if files else ""
 
 
+def folder_option(name: str, files: Sequence[str]) -> str:
+    """The same with the folder of the files of a stage."""
+    return f"{name} {shlex.quote(str(Path(files[0]).parent))}" if files else ""
+
+
 def set_aside(campaign: Campaign) -> None:
     """Move shards that the campaign no longer has, because it shrank, from results/ to work/<campaign>/earlier/.
 
@@ -342,6 +356,7 @@ REPORTED = (
     "screen_candidates",
     "evaluate",
     "validate_qe",
+    "compare_dft",
 )
 """Stages whose files the report reads."""
 
@@ -437,6 +452,12 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
         case "validate_qe":
             number = _compositions(campaign) * campaign.qe.top_k if campaign.qe.enabled else 0
             files = [f"validation/candidate-{n:04d}.parquet" for n in range(number)]
+        case "reference_energies":
+            files = ["references/phases.parquet"] if campaign.qe.enabled and campaign.compare_dft.elements else []
+        case "compare_dft":
+            compared = campaign.qe.enabled or campaign.compare_dft.baselines
+            names = ("candidates", "compositions", "summary")
+            files = [f"comparison/{name}.parquet" for name in names] if compared else []
         case "ablate":
             files = (
                 [f"ablation/{name}" for name in ("summary.parquet", "table.md")]
@@ -589,5 +610,7 @@ _WHY_NOT = {
     "finetune_property": "property.enabled is false",
     "predict_property": "property.enabled is false",
     "validate_qe": "qe.enabled is false",
+    "reference_energies": "qe.enabled or compare_dft.elements is false",
+    "compare_dft": "qe.enabled is false, and compare_dft.baselines names no other results",
     "ablate": "ablation.variants is empty",
 }

@@ -99,7 +99,11 @@ class CompareDFT(Section):
         "Without it no energies above hull are given",
     )
     tie: float = Field(1e-3, ge=0, description="eV/atom; DFT energies within it are not put in order")
-    matcher: Matcher = Field(Matcher(), description="decides whether a candidate is the same crystal after DFT")
+    matcher: Matcher = Field(
+        Matcher(ltol=0.2, stol=0.3, angle_tol=5.0),
+        description="decides whether a candidate is the same crystal after DFT, and which result of others is its "
+        "own (pymatgen's defaults: those of match rates take rock salt for zincblende)",
+    )
 
     @model_validator(mode="after")
     def _names(self) -> CompareDFT:
