@@ -51,8 +51,8 @@ from dao_pipeline.config.models import (
 from dao_pipeline.config.paths import (
     expand_path,
 )
+from dao_pipeline.config.qe import QE
 from dao_pipeline.config.results import (
-    QE,
     VARIANT,
     Ablation,
     Evaluate,

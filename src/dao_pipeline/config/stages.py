@@ -69,11 +69,30 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     ),
     "finetune_property": ("property", "seed"),
     "predict_property": (),
-    "validate_qe": ("qe",),
+    "validate_qe": (
+        "qe.candidates",
+        "qe.top_k",
+        "qe.select",
+        "qe.budget_core_hours",
+        "qe.calculation",
+        "qe.protocol",
+        "qe.functional",
+        "qe.kspacing",
+        "qe.ecutwfc",
+        "qe.ecutrho",
+        "qe.smearing",
+        "qe.degauss",
+        "qe.spin",
+        "qe.pseudo_dir",
+        "qe.pseudo_table",
+    ),
     "ablate": ("ablation", "evaluate.bootstrap", "seed"),
     "report": ("report",),
 }
-"""Configuration keys that each stage uses: the rule's ``params``, so that other edits do not rerun it."""
+"""Configuration keys that each stage uses: the rule's ``params``, so that other edits do not rerun it.
+
+How pw.x is started (``qe.command``, ``launcher``, ``pools``, ``setup``, ``scratch``) is left out like ``compute``.
+"""
 
 
 def stage_settings(campaign: Campaign, stage: str) -> dict[str, Any]:
