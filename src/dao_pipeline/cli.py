@@ -333,14 +333,17 @@ def predict_property(
 def validate_qe(
     config: ConfigFile,
     screened: Annotated[Path, typer.Option(help="table written by screen-candidates")],
-    number: Annotated[int, typer.Option(min=0, help="position among the candidates to validate, from 0")],
+    number: Annotated[int, typer.Option(min=0, help="position among the candidates to compute, from 0")],
     out: OutFile,
     work: WorkDir,
+    minutes: Annotated[
+        float | None, typer.Option(help="time that this job may take; pw.x stops before, and another job goes on")
+    ] = None,
 ) -> None:
     """Compute one candidate with Quantum ESPRESSO."""
     from dao_pipeline.qe.validate import validate_qe as run
 
-    run(_campaign(config), screened, number, out, work)
+    run(_campaign(config), screened, number, out, work, minutes)
 
 
 @command
@@ -350,11 +353,12 @@ def reference_energies(
     crysdb: CrysdbDir,
     out: OutFile,
     work: Annotated[Path, typer.Option(help="folder of computed references, which campaigns share")],
+    minutes: Annotated[float | None, typer.Option(min=0, help="that this job may take")] = None,
 ) -> None:
     """Compute elements and reference phases with the settings of the validated candidates."""
     from dao_pipeline.comparison.references import reference_energies as run
 
-    run(_campaign(config), validation, crysdb, out, work)
+    run(_campaign(config), validation, crysdb, out, work, minutes)
 
 
 @command

@@ -23,8 +23,8 @@ from dao_pipeline.config.read import deep_merge, parse_campaign, read_yaml, vari
 from dao_pipeline.errors import UserError
 
 DEFAULT_CAMPAIGN = Path("config/demo.yaml")
-COMPUTE_KINDS = ("cpu", "training", "sampling")
-Kind = Literal["cpu", "training", "sampling"]
+COMPUTE_KINDS = ("cpu", "training", "sampling", "dft")
+Kind = Literal["cpu", "training", "sampling", "dft"]
 
 # Campaigns ----------------------------------------------------------------------------------------------------
 
@@ -266,6 +266,11 @@ class Campaigns(Mapping[str, Campaign]):
             return [str(expand_path(ranking.model))]
         return [self.at("train_ranker", "models/ranker")(wildcards)]
 
+    def named_candidate(self, wildcards: Any) -> str:
+        """Id of the candidate of a DFT job, where the campaign names it: an edit of the list reruns what changed."""
+        named = _named_candidates(self[wildcards.campaign])
+        return named[int(wildcards.number)] if named else ""
+
     def stage_input(self, stage: str) -> Callable[[Any], list[str]]:
         """All files of ``stage`` in one campaign."""
         return lambda wildcards: stage_files(self.owner(stage, wildcards.campaign), stage)
@@ -450,7 +455,8 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
         case "predict_property":
             files = ["properties/predictions.parquet"] if campaign.property.enabled else []
         case "validate_qe":
-            number = _compositions(campaign) * campaign.qe.top_k if campaign.qe.enabled else 0
+            named = _named_candidates(campaign) if campaign.qe.enabled else []
+            number = _compositions(campaign) * campaign.qe.top_k if named is None else len(named)
             files = [f"validation/candidate-{n:04d}.parquet" for n in range(number)]
         case "reference_energies":
             files = ["references/phases.parquet"] if campaign.qe.enabled and campaign.compare_dft.elements else []
@@ -475,6 +481,15 @@ def _shards(campaign: Campaign) -> int:
     from dao_pipeline.candidates.plan import planned_shards
 
     return planned_shards(campaign)
+
+
+def _named_candidates(campaign: Campaign) -> list[str] | None:
+    """Candidates that the campaign names for DFT; None: those of high rank."""
+    if campaign.qe.candidates is None:
+        return None
+    from dao_pipeline.qe.select import named_candidates
+
+    return named_candidates(campaign.qe)
 
 
 def _compositions(campaign: Campaign) -> int:

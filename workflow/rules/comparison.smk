@@ -29,7 +29,7 @@ rule reference_energies:
         code=stage_code_hash("reference_energies"),
     shell:
         "dao-pipeline reference-energies --config {params.config:q} --validation {params.validation:q}"
-        " --crysdb {params.crysdb:q} --out {output:q} --work {params.work:q} > {log:q} 2>&1"
+        " --crysdb {params.crysdb:q} --out {output:q} --work {params.work:q} --minutes {resources.runtime} > {log:q} 2>&1"
 
 
 rule compare_dft:

@@ -1,8 +1,8 @@
 """Stage reference_energies: elements and reference phases, computed with the settings of the candidates.
 
-A compound is computed with the cut-offs that the hungriest of its elements needs, and its elements must be computed
-with the same ones: so an element is computed once for each set of settings in which it is needed. What is computed
-stays in ``work``, which campaigns share.
+A compound is computed with the cut-offs that the hungriest of its elements needs, and its elements must be
+computed with the same ones: so an element is computed once for each set of settings in which it is needed. What is
+computed stays in ``work``, which campaigns share.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dao_pipeline.config import Campaign, expand_path, stage_settings
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.elements import SYMBOLS
 from dao_pipeline.crystals.table import iter_tables, provenance, read_table, table_files, write_table
 from dao_pipeline.qe.inputs import elements_of, method
-from dao_pipeline.qe.validate import VALIDATION, compute_row, pseudopotentials_for
+from dao_pipeline.qe.pseudopotentials import find_pseudopotentials
+from dao_pipeline.qe.validate import VALIDATION, compute_row
 from dao_pipeline.sources.files import read_crystals
 
 log = logging.getLogger(__name__)
@@ -51,10 +53,12 @@ def reference_energies(
     missing = sorted(wanted - set(elements))
     if missing:
         log.warning("no crystal of %s in the training split that is small enough", ", ".join(missing))
+    folder = expand_path(settings.pseudo_dir or "")
+    table = None if settings.pseudo_table is None else expand_path(settings.pseudo_table)
     rows, done = [], set()
     for crystal, system in _needed(systems, elements, phases):
-        pseudos = pseudopotentials_for(settings, [crystal, *(elements[s] for s in system if s in elements)])
-        files = [pseudos[symbol] for symbol in system if symbol in pseudos]
+        pseudos = find_pseudopotentials(folder, system, settings.functional, table)
+        files = [pseudos[symbol] for symbol in system]
         key = (crystal.id, method(settings, files))
         if key in done:
             continue
@@ -102,7 +106,7 @@ def element_crystals(train: Path, symbols: Iterable[str], max_atoms: int) -> dic
     ``max_atoms`` atoms. Precursors of relaxed crystals do not count.
     """
     wanted = pa.array(sorted(symbols), pa.string())
-    best: dict[str, tuple[tuple[float, float, int], Crystal]] = {}
+    best: dict[str, tuple[tuple[float, ...], Crystal]] = {}
     names = ["e_above_hull", "formation_energy", "precursor_of"]
     for piece in iter_tables(train, columns=[*_COLUMNS, *_present(train, names)]):
         rows = piece.filter(
@@ -118,8 +122,6 @@ def element_crystals(train: Path, symbols: Iterable[str], max_atoms: int) -> dic
 
 
 def _present(path: Path, names: Sequence[str]) -> list[str]:
-    import pyarrow.parquet as pq
-
     there = set(pq.read_schema(table_files(path)[0]).names)
     return [name for name in names if name in there]
 

@@ -21,6 +21,10 @@ from dao_pipeline.config.candidates import (
     Screen,
     TestSplit,
 )
+from dao_pipeline.config.comparison import (
+    CompareDFT,
+    DFTBaseline,
+)
 from dao_pipeline.config.compute import (
     Compute,
     Resources,
@@ -51,12 +55,10 @@ from dao_pipeline.config.models import (
 from dao_pipeline.config.paths import (
     expand_path,
 )
+from dao_pipeline.config.qe import QE
 from dao_pipeline.config.results import (
-    QE,
     VARIANT,
     Ablation,
-    CompareDFT,
-    DFTBaseline,
     Evaluate,
     Property,
     Report,

@@ -1,8 +1,8 @@
-"""What is made of the candidates: evaluation, properties, DFT, ablation, report."""
+"""What is made of the candidates: evaluation, properties, ablation, report."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -45,73 +45,6 @@ class Property(Section):
         for key, what in (("path", "the labelled table"), ("column", "the column of its labels")):
             if self.enabled and not getattr(self, key):
                 raise ValueError(f"{key} is not given, but enabled is true: name {what}, or set enabled: false")
-        return self
-
-
-class QE(Section):
-    """Stage validate_qe: Quantum ESPRESSO on the top candidates, one job each."""
-
-    enabled: bool = Field(False, description="run the stage")
-    top_k: int = Field(1, ge=1, description="candidates per composition")
-    command: str = Field("pw.x", description="how pw.x is started, e.g. 'mpirun -np 8 pw.x'")
-    pseudo_dir: str | None = Field(None, description="folder with PBE pseudopotentials (UPF)")
-    ecutwfc: float = Field(60.0, gt=0, description="Ry")
-    ecutrho: float = Field(480.0, gt=0, description="Ry")
-    kspacing: float = Field(0.3, gt=0, description="1/angstrom")
-    calculation: Literal["scf", "relax", "vc-relax"] = Field(
-        "vc-relax", description="scf: energy as it stands; relax: move atoms; vc-relax: cell as well"
-    )
-
-
-class DFTBaseline(Section):
-    """DFT results from elsewhere: Materials Project values, a collaborator's calculations."""
-
-    name: str = Field(pattern=VARIANT, description="what the comparison calls it")
-    path: str = Field(description="file of crystals in any form that data.path takes; ~ and $NAME are replaced")
-    quantity: Literal["formation_energy", "e_above_hull", "total"] = Field(
-        "formation_energy",
-        description="what its energies are, eV/atom. total: total energies, which order the candidates of one "
-        "composition and say nothing else",
-    )
-    column: str | None = Field(None, description="its column of energies; null: by its usual names")
-    relaxed: bool = Field(True, description="its crystals are relaxed, so that geometries are compared too")
-
-
-class CompareDFT(Section):
-    """Stage compare_dft: candidates against Quantum ESPRESSO and against DFT results from elsewhere."""
-
-    baselines: list[DFTBaseline] = Field(
-        [],
-        description="tables of DFT results. A row with a candidate's id belongs to it, others to the candidates "
-        "that StructureMatcher finds to be the same crystal",
-    )
-    elements: bool = Field(
-        True,
-        description="compute the elements with the settings of qe, which formation energies need; kept for "
-        "other campaigns",
-    )
-    max_element_atoms: int = Field(
-        8, ge=1, description="cells of elements with more atoms are not computed, nor their compounds' formation"
-    )
-    phases: str | None = Field(
-        None,
-        description="file of crystals that are computed with the same settings: the reference phases of the hull. "
-        "Without it no energies above hull are given",
-    )
-    tie: float = Field(1e-3, ge=0, description="eV/atom; DFT energies within it are not put in order")
-    matcher: Matcher = Field(
-        Matcher(ltol=0.2, stol=0.3, angle_tol=5.0),
-        description="decides whether a candidate is the same crystal after DFT, and which result of others is its "
-        "own (pymatgen's defaults: those of match rates take rock salt for zincblende)",
-    )
-
-    @model_validator(mode="after")
-    def _names(self) -> CompareDFT:
-        names = [b.name for b in self.baselines]
-        if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"baselines: {', '.join(twice)} is the name of several; rename one")
-        if "quantum_espresso" in names:
-            raise ValueError("baselines: quantum_espresso is the name of our own results; rename it")
         return self
 
 
