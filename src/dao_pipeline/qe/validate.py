@@ -160,8 +160,8 @@ def compute_row(
     """Compute a crystal in its own folder under ``work``: its row of ``VALIDATION``.
 
     A converged calculation is kept there, and not made again while crystal and settings are the same.
-    pseudos: of the crystal's elements. cutoffs_of: of further elements whose cut-offs count, so that the energy may
-    be compared with that of a compound: the references of a hull. Raises as ``run.compute`` does.
+    pseudos: of the crystal's elements. cutoffs_of: of further elements whose cut-offs count, so that the energy
+    may be compared with that of a compound: the references of a hull. Raises as ``run.compute`` does.
     """
     used = method(settings, [*pseudos.values(), *cutoffs_of])
     own = identity(crystal, settings, used, pseudos)
@@ -243,7 +243,7 @@ def to_row(
         "absolute_magnetization": None if output is None else output.absolute_magnetization,
         "scf_steps": outcome.scf_steps,
         "cpu_seconds": outcome.cpu_seconds,
-        "cores": None if output is None else output.processes,
+        "cores": None if output is None else output.cores,
         "functional": settings.functional,
         "protocol": settings.protocol,
         "settings_hash": None if used is None else settings_hash(used, version, checksums),
