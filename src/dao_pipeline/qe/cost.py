@@ -1,12 +1,12 @@
 """Core hours to expect of a calculation, before it is run.
 
 The model: an iteration of self-consistency costs a part for each k-point, spin, plane wave and band, which grows
-with the bands that each must be orthogonal to, and a part for each atom (charges inside the spheres). Its constants
-were read off six single points of pw.x 6.7 with PAW and ultrasoft files on one core of a 2-core machine (1 to 8
-atoms, 8 to 32 electrons, 246 to 4,718 plane waves, 8 to 112 k-points), which it gives back within a factor of 2 once
-iterations and k-points are known. Neither is known before: symmetry may save nine k-points in ten, and relaxations
-differ by a factor of three. So it is an estimate to plan with, high for symmetric crystals; what a row measured
-stands beside it in the table (``expected_core_seconds``, ``cpu_seconds``).
+with the bands that each must be orthogonal to, and a part for each atom (charges inside the spheres). Its
+constants were read off six single points of pw.x 6.7 with PAW and ultrasoft files on one core of a 2-core machine
+(1 to 8 atoms, 8 to 32 electrons, 246 to 4,718 plane waves, 8 to 112 k-points), which it gives back within a factor
+of 2 once iterations and k-points are known. Neither is known before: symmetry may save nine k-points in ten, and
+relaxations differ by a factor of three. So it is an estimate to plan with, high for symmetric crystals; what a row
+measured stands beside it in the table (``expected_core_seconds``, ``cpu_seconds``).
 """
 
 from __future__ import annotations
