@@ -267,7 +267,7 @@ class Campaigns(Mapping[str, Campaign]):
         return [self.at("train_ranker", "models/ranker")(wildcards)]
 
     def named_candidate(self, wildcards: Any) -> str:
-        """Id of the candidate of a DFT job, where the campaign names it: an edit of the list reruns what changed."""
+        """Id of a DFT job's candidate, where the campaign names it: an edit of the list reruns what changed."""
         named = _named_candidates(self[wildcards.campaign])
         return named[int(wildcards.number)] if named else ""
 

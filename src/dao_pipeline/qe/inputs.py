@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -79,7 +78,7 @@ class Steering:
 
     electron_maxstep: iterations of one self-consistency cycle. conv_factor: times the protocol's threshold of
     self-consistency, smaller for less noise in forces. cell_factor: how far the cell may change before the tables
-    of the pseudopotentials end. pools: groups of processes; None: as configured.
+    of the pseudopotentials end.
     """
 
     mixing_beta: float = 0.4
@@ -88,7 +87,6 @@ class Steering:
     conv_factor: float = 1.0
     cell_factor: float = 2.0
     nosym: bool = False
-    pools: int | None = None
 
 
 def kpoint_grid(lattice: np.ndarray, spacing: float) -> tuple[int, int, int]:
@@ -112,7 +110,6 @@ def input_data(
     crystal: Crystal,
     settings: QE,
     used: Method,
-    pseudos: Mapping[str, Pseudopotential],
     steering: Steering,
     *,
     outdir: str,
@@ -141,7 +138,7 @@ def input_data(
         "occupations": "smearing",
         "smearing": used.smearing,
         "degauss": used.degauss,
-        **_spin(settings, crystal, pseudos),
+        **({"nspin": 2} if polarised(settings, elements_of(crystal)) else {}),
     }
     if steering.nosym:
         system |= {"nosym": True, "noinv": True}
@@ -171,21 +168,20 @@ def _electrons(thresholds: Protocol, atoms: int, steering: Steering) -> dict[str
     }
 
 
-def _spin(settings: QE, crystal: Crystal, pseudos: Mapping[str, Pseudopotential]) -> dict[str, Any]:
-    """nspin and starting magnetisations, which pw.x takes as shares of the valence electrons.
+def starting_magnetization(
+    crystal: Crystal, settings: QE, pseudos: Mapping[str, Pseudopotential]
+) -> list[float] | None:
+    """Starting magnetisation of each atom as pw.x takes it, a share of its valence electrons; None without spin.
 
     Elements without a moment of their own start at a tenth of an electron, so that symmetry does not hold the
     solution at zero.
     """
     elements = elements_of(crystal)
     if not polarised(settings, elements):
-        return {}
-    moments = starting_moments()
+        return None
     shares = {}
-    for number, element in enumerate(elements, start=1):
+    for element in elements:
         electrons = pseudos[element].electrons
-        moment = moments.get(element, 0.1)
-        shares[f"starting_magnetization({number})"] = (
-            round(min(moment / electrons, 1.0), 4) if math.isfinite(electrons) and electrons > 0 else 0.5
-        )
-    return {"nspin": 2, **shares}
+        moment = starting_moments().get(element, 0.1)
+        shares[element] = round(min(moment / electrons, 1.0), 4) if electrons > 0 else 0.5  # NaN: not stated
+    return [shares[SYMBOLS[int(z)]] for z in crystal.atomic_numbers]

@@ -36,7 +36,7 @@ class Output:
     last: the last geometry that was written, with or without an energy; None where the first was the last.
     steps: geometries with an energy. scf_steps: iterations of self-consistency. accuracies: estimated accuracies
     (Ry) of the last cycle's iterations.
-    cpu_seconds: of all processes. processes: MPI processes times threads.
+    cpu_seconds: of all processes. cores: MPI processes times threads.
     """
 
     text: str
@@ -55,7 +55,7 @@ class Output:
     accuracies: list[float]
     kpoints: int | None
     cpu_seconds: float | None
-    processes: int
+    cores: int
 
 
 def read_output(text: str, start: Crystal) -> Output:
@@ -68,7 +68,7 @@ def read_output(text: str, start: Crystal) -> Output:
     done = [crystal for where, crystal in geometries if where < place]
     # the block before an energy's forces belongs to it: pw.x writes the next geometry after them
     moments = _moments(tail) or _moments(text[:place]) if energies else None
-    processes = _processes(text)
+    cores, processes = _cores(text)
     cpu = _cpu_seconds(text)
     version = re.search(r"Program PWSCF v\.(\S+)", text)
     error = _ERROR.search(text)
@@ -90,7 +90,7 @@ def read_output(text: str, start: Crystal) -> Output:
         accuracies=_accuracies(text),
         kpoints=int(kpoints.group(1)) if kpoints else None,
         cpu_seconds=None if cpu is None else cpu * processes,
-        processes=processes,
+        cores=cores,
     )
 
 
@@ -156,10 +156,14 @@ def _accuracies(text: str) -> list[float]:
     return []
 
 
-def _processes(text: str) -> int:
-    found = re.search(r"Parallel version \(MPI.*?running on\s+(\d+)\s+processor", text)
-    threads = re.search(r"Threads/MPI process:\s+(\d+)", text)
-    return (int(found.group(1)) if found else 1) * (int(threads.group(1)) if threads else 1)
+def _cores(text: str) -> tuple[int, int]:
+    """Cores, and MPI processes, which count their threads' time as their own."""
+    found = re.search(r"running on\s+(\d+)\s+processor", text)
+    cores = int(found.group(1)) if found else 1
+    processes = re.search(r"Number of MPI processes:\s+(\d+)", text)
+    if processes is not None:
+        return cores, int(processes.group(1))
+    return cores, 1 if "Serial multi-threaded" in text else cores
 
 
 def _cpu_seconds(text: str) -> float | None:

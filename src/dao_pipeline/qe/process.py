@@ -21,7 +21,7 @@ from ase.calculators.espresso import Espresso, EspressoProfile
 from dao_pipeline.config import QE
 from dao_pipeline.crystals.crystal import Crystal
 from dao_pipeline.errors import UserError
-from dao_pipeline.qe.inputs import PREFIX
+from dao_pipeline.qe.inputs import PREFIX, starting_magnetization
 from dao_pipeline.qe.pseudopotentials import Pseudopotential
 
 INPUT, OUTPUT, ERRORS = "espresso.pwi", "espresso.pwo", "espresso.err"
@@ -41,11 +41,11 @@ class Ended:
     asked: bool
 
 
-def command_line(settings: QE, pools: int | None = None) -> str:
+def command_line(settings: QE) -> str:
     """What is started, input file left out; with ``qe.setup`` in a shell that has run it."""
     words = [*shlex.split(settings.launcher), *shlex.split(settings.command)]
-    if (groups := pools or settings.pools) > 1:
-        words += ["-nk", str(groups)]
+    if settings.pools > 1:
+        words += ["-nk", str(settings.pools)]
     if settings.setup:
         words = ["bash", "-lc", f'{settings.setup} && exec "$0" "$@"', *words]
     return shlex.join(words)
@@ -58,11 +58,10 @@ def write_input(
     settings: QE,
     pseudos: dict[str, Pseudopotential],
     folder: Path,
-    pools: int | None = None,
 ) -> list[str]:
     """Write the input of a run into ``folder``, and return the command that runs it there."""
     first = next(iter(pseudos.values()))
-    profile = EspressoProfile(command=command_line(settings, pools), pseudo_dir=str(first.path.parent.resolve()))
+    profile = EspressoProfile(command=command_line(settings), pseudo_dir=str(first.path.parent.resolve()))
     calculator = Espresso(
         profile=profile,
         directory=folder,
@@ -72,7 +71,11 @@ def write_input(
         koffset=(0, 0, 0),
     )
     atoms = Atoms(
-        numbers=crystal.atomic_numbers, scaled_positions=crystal.frac_coords, cell=crystal.lattice, pbc=True
+        numbers=crystal.atomic_numbers,
+        scaled_positions=crystal.frac_coords,
+        cell=crystal.lattice,
+        pbc=True,
+        magmoms=starting_magnetization(crystal, settings, pseudos),  # ASE writes them as they are
     )
     calculator.write_inputfiles(atoms, ["energy"])
     return [str(word) for word in profile.get_command(INPUT)]

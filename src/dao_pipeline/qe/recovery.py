@@ -25,6 +25,9 @@ FALLING = -0.1
 FINAL_PRESSURE = 4.0
 """Times the pressure's threshold: what the final scf of a vc-relax, in the final cell's plane waves, may show."""
 
+_TIME = re.compile(r"Maximum CPU time exceeded|Program stopped by user request")
+"""pw.x stopped in order, before it had its answer."""
+
 Start = Literal["restart", "geometry", "scratch"]
 """From QE's own files; from the last geometry of the output; from the candidate."""
 
@@ -187,6 +190,12 @@ def _larger_tables(evidence: Evidence, steering: Steering) -> tuple[str, Start, 
     return words, start, {"cell_factor": factor}
 
 
+def _symmetry_anew(evidence: Evidence, steering: Steering) -> tuple[str, Start, Mapping[str, Any]] | None:
+    if not evidence.moved:
+        return None  # it would be found as before
+    return "trouble with the symmetry, which is looked for anew: again from the last geometry", "geometry", {}
+
+
 def _no_symmetry(evidence: Evidence, steering: Steering) -> tuple[str, Start, Mapping[str, Any]]:
     start = _onwards(evidence)
     return f"trouble with the symmetry: again {_place(start)} without symmetry", start, {"nosym": True}
@@ -235,7 +244,8 @@ SYMPTOMS: tuple[Symptom, ...] = (
     Symptom(
         "pseudopotential",
         _any(
-            _fails_in(r"readpp|read_?upf|upf_|read_ps|read_pseudo"), _says(r"conflicting .*(functional|igc|ie?xc)")
+            _fails_in(r"readpp|read_?upf|upf_|read_ps|read_pseudo|set_dft_from_name"),
+            _says(r"conflicting values for i(corr|exch|gcx|gcc|meta|nonlocc)"),
         ),
         "a pseudopotential that pw.x does not take",
     ),
@@ -254,7 +264,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         "bfgs",
-        _says(r"bfgs_module|history already reset at previous step|bfgs history.*(broken|corrupt)"),
+        _says(r"bfgs_module|history already reset at previous step|bfgs failed after"),
         "the history of BFGS is of no use",
         (
             _again("the history of BFGS was of no use"),
@@ -274,7 +284,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
             _says(r"some of the original symmetry operations not satisfied|lone vector|not a group"),
         ),
         "trouble with the symmetry",
-        (_again("trouble with the symmetry, which is looked for anew"), _no_symmetry),
+        (_symmetry_anew, _no_symmetry),
     ),
     Symptom(
         "bands",
@@ -284,12 +294,6 @@ SYMPTOMS: tuple[Symptom, ...] = (
         ),
         "the bands were not found",
         (_diagonalise_otherwise, _diagonalise_otherwise),
-    ),
-    Symptom(
-        "pools",
-        _says(r"some nodes have no k-points|some pools have no k-points"),
-        "more pools than k-points",
-        (_again("more pools than k-points", pools=1),),
     ),
     Symptom(
         "scf",
@@ -303,14 +307,12 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "relaxation not converged",
         (_again("the steps were used up"), _again("the steps were used up again", conv_factor=0.1)),
     ),
-    Symptom(
-        "final",
-        _final_differs,
-        "the final scf differs from the relaxation",
-        (_relax_on, _relax_on),
-    ),
     Symptom("died", _died, "pw.x was ended from outside", (_from_own_files, _from_own_files)),
 )
+"""Of runs that failed."""
+
+_FINAL = Symptom("final", _final_differs, "", (_relax_on, _relax_on))
+"""Of runs that did not: a result that differs for good stands as it is, with its forces and its pressure."""
 
 
 def failure(evidence: Evidence) -> str:
@@ -320,7 +322,7 @@ def failure(evidence: Evidence) -> str:
         return output.error
     if "convergence NOT achieved" in output.text:
         return "self-consistency not reached"
-    if "Maximum CPU time exceeded" in output.text:
+    if _TIME.search(output.text):
         return "out of time"
     if _died(evidence):
         return f"ended by signal {evidence.signal}" if evidence.signal else "output ends early"
@@ -343,27 +345,31 @@ def next_action(
 ) -> Action | Later | Stop | None:
     """What to do after a run; None: it is a result.
 
-    used: rungs of each symptom's ladder that are used up. rounds: actions taken so far. A result is one even where
-    its final scf differs from its relaxation for good: then it stands as it is.
+    used: rungs of each symptom's ladder that are used up. rounds: actions taken so far.
     """
     reason = failure(evidence)
-    if "Maximum CPU time exceeded" in evidence.output.text:
+    if _TIME.search(evidence.output.text):
         start: Start = "restart" if evidence.sound else _onwards(evidence)
         return Later(f"out of time: goes on {_place(start)}", start)
-    symptom = next((s for s in SYMPTOMS if s.shows(evidence)), None)
-    if symptom is None:
-        if not reason:
-            return None
-        symptom = Symptom("other", lambda _: True, reason, (_again(f"pw.x stopped ({reason})"),))
-    optional = symptom.name == "final" and not reason
+    if reason:
+        symptom = next((s for s in SYMPTOMS if s.shows(evidence)), None) or _unknown(reason)
+    elif _FINAL.shows(evidence):
+        symptom = _FINAL
+    else:
+        return None
     if rounds >= MAX_ROUNDS:
-        return None if optional else Stop(f"{reason}; given up after {MAX_ROUNDS} rounds of recovery")
+        return Stop(f"{reason}; given up after {MAX_ROUNDS} rounds of recovery") if reason else None
     first = used.get(symptom.name, 0)
     for number, rung in enumerate(symptom.rungs[first:], first + 1):
         if (step := rung(evidence, steering)) is not None:
             words, start, changes = step
             return Action(symptom.name, number, words, start, replace(steering, **changes))
-    if optional:
+    if not reason:
         return None
-    told = reason if not symptom.rungs else f"{reason}; no remedy is left"
-    return Stop(f"{symptom.reason} ({told})" if symptom.reason not in told else told)
+    told = f"{reason}; no remedy is left" if symptom.rungs else reason
+    return Stop(told if symptom.reason in told else f"{symptom.reason} ({told})")
+
+
+def _unknown(reason: str) -> Symptom:
+    """What nobody has seen yet is tried once more."""
+    return Symptom("other", lambda _: True, reason, (_again(f"pw.x stopped ({reason})"),))

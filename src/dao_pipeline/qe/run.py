@@ -23,7 +23,7 @@ from dao_pipeline.crystals.flat import flatten
 from dao_pipeline.crystals.geometry import shortest_distances
 from dao_pipeline.errors import ContinueLater, UserError
 from dao_pipeline.interrupt import Interruptible
-from dao_pipeline.qe.inputs import PREFIX, Method, input_data, kpoint_grid, method
+from dao_pipeline.qe.inputs import PREFIX, Method, Steering, input_data, kpoint_grid, method
 from dao_pipeline.qe.output import BOHR, Output, read_output
 from dao_pipeline.qe.process import ERRORS, INPUT, OUTPUT, Ended, run, write_input
 from dao_pipeline.qe.protocols import protocol
@@ -50,6 +50,9 @@ _STEERS_NOTHING = (
     *("command", "launcher", "pools", "setup", "scratch"),
 )
 """Settings on which no calculation depends."""
+
+
+_AS_USUAL = Steering()
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,13 @@ def compute(
     *,
     seconds: float | None = None,
     used: Method | None = None,
+    steering: Steering = _AS_USUAL,
 ) -> Outcome:
     """Compute a crystal in ``work``, going on from what an earlier job left there.
 
     pseudos: one for each element of the crystal. seconds: that this job may take; pw.x stops in order before.
     used: the method, where it is not that of the crystal's own elements (references of a larger system).
+    steering: of the first run.
 
     Raises UserError where pw.x or its launcher cannot run at all, and ContinueLater, with the state saved, where
     the job's time is over or it was asked to stop. Whatever pw.x does is an outcome.
@@ -114,7 +119,7 @@ def compute(
     if not close >= SHORTEST_DISTANCE:
         return Outcome("failed", f"atoms on top of each other: {close:.2f} angstrom apart", method=used)
     with Interruptible() as request:
-        return _Job(crystal, settings, pseudos, used, work, seconds).work(lambda: request.requested)
+        return _Job(crystal, settings, pseudos, used, work, seconds, steering).work(lambda: request.requested)
 
 
 class _Job:
@@ -128,6 +133,7 @@ class _Job:
         used: Method,
         work: Path,
         seconds: float | None,
+        steering: Steering,
     ) -> None:
         self.candidate, self.settings, self.pseudos, self.used = crystal, settings, pseudos, used
         self.folder = work
@@ -138,7 +144,7 @@ class _Job:
         if state is None:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
-        self.state = state or State(own, crystal)
+        self.state = state or State(own, crystal, steering=steering)
         self.scratch = work.resolve() / "scratch"
         if settings.scratch is not None:
             self.scratch = expand_path(settings.scratch).resolve() / f"dao-{own}"
@@ -147,7 +153,7 @@ class _Job:
     def work(self, stop: Callable[[], bool]) -> Outcome:
         """Run pw.x until there is a result, or nothing more to try."""
         if self.state.running:  # an earlier job was ended before it could look at what its pw.x did
-            evidence = self._look(Ended(0, 0.0, self._read(ERRORS), False))
+            evidence = self._look(Ended(0, 0.0, self._read(ERRORS), True))
             if evidence.output.done or evidence.output.error:
                 if (outcome := self._judge(evidence, asked=False)) is not None:
                     return outcome
@@ -157,7 +163,7 @@ class _Job:
             if self.deadline is not None and time.monotonic() > self.deadline:
                 return self._out_of_time(Later("out of time", self.state.start), None)
             ended = self._run(stop)
-            if (outcome := self._judge(self._look(ended), ended.asked)) is not None:
+            if (outcome := self._judge(self._look(ended), ended.asked or stop())) is not None:
                 return outcome
 
     def _run(self, stop: Callable[[], bool]) -> Ended:
@@ -172,22 +178,19 @@ class _Job:
             state.crystal,
             self.settings,
             self.used,
-            self.pseudos,
             state.steering,
             outdir=str(self.scratch),
             restart=state.start == "restart",
             max_seconds=None if self.deadline is None else max(1.0, self.deadline - time.monotonic()),
         )
-        command = write_input(
-            *(state.crystal, data, grid, self.settings, self.pseudos, self.folder, state.steering.pools)
-        )
+        command = write_input(*(state.crystal, data, grid, self.settings, self.pseudos, self.folder))
         self.described = {"input": data, "kpoints": list(grid), "command": command}
         (self.folder / OUTPUT).unlink(missing_ok=True)
         state.running = True
         state.save(self.folder)
         try:
             return run(command, self.folder, self.scratch, stop)
-        except UserError:
+        except UserError:  # nothing was started
             state.running = False
             state.save(self.folder)
             raise
@@ -196,7 +199,9 @@ class _Job:
         """What a run left behind; its texts are put beside those of the runs before."""
         state = self.state
         text = self._read(OUTPUT)
+        state.running = False
         if "Program PWSCF" not in text and not ended.signal and not ended.asked:
+            state.save(self.folder)
             raise _set_up_fails(self.described.get("command", []), text, ended.errors)
         output = read_output(text, (state.start == "restart" and state.last) or state.crystal)
         state.last = output.last or state.last
@@ -204,7 +209,6 @@ class _Job:
         for name in (INPUT, OUTPUT):
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / name).replace(self.folder / _numbered(name, number))
-        state.running = False
         state.runs += 1
         state.seconds += ended.seconds
         state.cpu_seconds += output.cpu_seconds or 0.0

@@ -112,7 +112,7 @@ def _validated(table: pa.Table, number: int, settings: QE, work: Path, minutes: 
     candidate, known = candidates[number], table.slice(number, 1).to_pylist()[0]
     if candidate is None:
         return _not_run(known, settings, f"no crystal ({known.get('status') or 'empty'})")
-    costs = [0.0 if c is None else expected(c, settings, pseudos) for c in candidates]
+    costs = [0.0 if c is None else expected_of(c, settings, pseudos) for c in candidates]
     if not affordable(table, costs, settings)[number]:
         hours = costs[number] / 3600
         reason = f"beyond qe.budget_core_hours: {hours:.2g} core hours expected, others go first"
@@ -128,12 +128,6 @@ def _validated(table: pa.Table, number: int, settings: QE, work: Path, minutes: 
         row["wall_seconds"],
     )
     return row
-
-
-def expected(candidate: Crystal, settings: QE, pseudos: Mapping[str, Pseudopotential]) -> float:
-    """Core seconds of a candidate; ``pseudos``: of its elements at least."""
-    own = {element: pseudos[element] for element in elements_of(candidate)}
-    return expected_of(candidate, settings, method(settings, own.values()), own)
 
 
 def pseudopotentials_for(settings: QE, crystals: Iterable[Crystal]) -> dict[str, Pseudopotential]:
@@ -160,8 +154,8 @@ def compute_row(
     """Compute a crystal in its own folder under ``work``: its row of ``VALIDATION``.
 
     A converged calculation is kept there, and not made again while crystal and settings are the same.
-    pseudos: of the crystal's elements. cutoffs_of: of further elements whose cut-offs count, so that the energy may
-    be compared with that of a compound: the references of a hull. Raises as ``run.compute`` does.
+    pseudos: of the crystal's elements. cutoffs_of: of further elements whose cut-offs count, so that the energy
+    may be compared with that of a compound: the references of a hull. Raises as ``run.compute`` does.
     """
     used = method(settings, [*pseudos.values(), *cutoffs_of])
     own = identity(crystal, settings, used, pseudos)
@@ -173,7 +167,7 @@ def compute_row(
         return row | _of_candidate(crystal)
     outcome = compute(crystal, settings, pseudos, folder, seconds=seconds, used=used)
     row = to_row(crystal, outcome, settings, pseudos)
-    row["expected_core_seconds"] = expected_of(crystal, settings, used, pseudos)
+    row["expected_core_seconds"] = expected_of(crystal, settings, pseudos)
     if outcome.status == "converged":
         table = pa.Table.from_pylist([row], schema=VALIDATION)
         write_table(table, kept, {"stage": "validate_qe", "identity": {"calculation": own}})
@@ -243,7 +237,7 @@ def to_row(
         "absolute_magnetization": None if output is None else output.absolute_magnetization,
         "scf_steps": outcome.scf_steps,
         "cpu_seconds": outcome.cpu_seconds,
-        "cores": None if output is None else output.processes,
+        "cores": None if output is None else output.cores,
         "functional": settings.functional,
         "protocol": settings.protocol,
         "settings_hash": None if used is None else settings_hash(used, version, checksums),
