@@ -54,7 +54,9 @@ rule plan_shard:
 
 rule propose_templates:
     input:
-        plan=campaigns.at("plan_candidates", "candidates/planned/shard-{shard}-{round}.parquet"),
+        plan=campaigns.at(
+            "plan_candidates", "candidates/planned/shard-{shard}-{round}.parquet"
+        ),
         index=campaigns.stage_input("index_templates"),
     output:
         "results/{campaign}/candidates/templates/shard-{shard}-{round}.parquet",
@@ -80,7 +82,9 @@ rule propose_templates:
 
 rule generate_candidates:
     input:
-        plan=campaigns.at("plan_candidates", "candidates/planned/shard-{shard}-{round}.parquet"),
+        plan=campaigns.at(
+            "plan_candidates", "candidates/planned/shard-{shard}-{round}.parquet"
+        ),
         templates=campaigns.proposed,
         generator=campaigns.at(
             "finetune_generator", "models/dao_g/finetuned/model.safetensors"
