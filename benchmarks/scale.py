@@ -6,7 +6,7 @@ python benchmarks/scale.py cluster --measured work/scale/scale.json        10 mi
 
 ``run`` makes binary and ternary compositions that are neutral with usual charges, trains small models (or takes
 those named) and runs Snakemake up to the screened table. It prints time, memory over time, counts and disk.
-``cluster`` builds the graph of jobs of larger campaigns without running them, and multiplies what ``run`` measured.
+``cluster`` builds the graphs of jobs of larger campaigns without running them, and scales what ``run`` measured.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import combinations
 from math import ceil, gcd
 from pathlib import Path
@@ -40,13 +41,14 @@ REPOSITORY = Path(__file__).parents[1]
 SHARES = (0.1, 0.5, 1.0)
 """Parts of a stage's time after which its peak memory so far is told: where it is flat, they agree."""
 
-CATIONS = {
-    **dict.fromkeys("Li Na K Rb Cs Cu Ag".split(), 1),
-    **dict.fromkeys("Mg Ca Sr Ba Zn Cd Mn Fe Co Ni".split(), 2),
-    **dict.fromkeys("Al Ga In Sc Y La Cr Bi".split(), 3),
-    **dict.fromkeys("Ti Zr Hf Si Ge Sn".split(), 4),
-    **dict.fromkeys("V Nb Ta".split(), 5),
+_CHARGES = {
+    1: "Li Na K Rb Cs Cu Ag",
+    2: "Mg Ca Sr Ba Zn Cd Mn Fe Co Ni",
+    3: "Al Ga In Sc Y La Cr Bi",
+    4: "Ti Zr Hf Si Ge Sn",
+    5: "V Nb Ta",
 }
+CATIONS = {symbol: charge for charge, symbols in _CHARGES.items() for symbol in symbols.split()}
 ANIONS = {"O": 2, "S": 2, "Se": 2, "Te": 2, "F": 1, "Cl": 1, "Br": 1, "I": 1, "N": 3, "P": 3, "As": 3}
 FOLDERS = ("planned", "templates", "generated", "screened")
 FILES = ("plan.parquet", "references.parquet", "screened.parquet", "top.zip")
@@ -62,7 +64,7 @@ def neutral_formulas(elements: set[str], number: int, max_atoms: int = 20) -> li
     found = list(dict.fromkeys(_neutral({e: CATIONS[e] for e in CATIONS if e in elements}, elements, max_atoms)))
     random.Random(0).shuffle(found)
     if len(found) < number:
-        raise SystemExit(f"there are only {len(found)} such compositions; ask for fewer, or for more samples of each")
+        raise SystemExit(f"there are only {len(found)} such compositions; ask for more samples of each")
     return found[:number]
 
 
@@ -81,7 +83,7 @@ def _neutral(cations: dict[str, int], elements: set[str], max_atoms: int) -> Ite
                         yield f"{a}{i}{b}{j}{anion}{k}"
 
 
-# The run ----------------------------------------------------------------------------------------------------------
+# The run --------------------------------------------------------------------------------------------------------
 
 
 def campaign(args: argparse.Namespace) -> dict[str, Any]:
@@ -127,10 +129,8 @@ class Memory(threading.Thread):
         """Until the process has ended."""
         start = time.monotonic()
         while self._root.is_running():
-            try:
+            with suppress(psutil.NoSuchProcess):  # ended between two looks
                 self._look(time.monotonic() - start)
-            except psutil.NoSuchProcess:  # ended between two looks
-                pass
             time.sleep(1.0)
 
     def _look(self, now: float) -> None:
@@ -233,8 +233,8 @@ def check(measured: dict[str, Any]) -> None:
 def run_tables(measured: dict[str, Any]) -> str:
     """What was measured, in Markdown."""
     lines = [
-        f"{measured['candidates']:,} candidates of {measured['compositions']:,} compositions on {measured['cores']} "
-        f"cores: {measured['wall_s']:.0f} s, {measured['cpu_s']:.0f} s of CPU time",
+        f"{measured['candidates']:,} candidates of {measured['compositions']:,} compositions on "
+        f"{measured['cores']} cores: {measured['wall_s']:.0f} s, {measured['cpu_s']:.0f} s of CPU time",
         "",
         "| stage | jobs | wall s | CPU s | peak MB in the first 10 % | 50 % | 100 % |",
         "|---|---|---|---|---|---|---|",
@@ -256,7 +256,7 @@ def run_tables(measured: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-# A cluster --------------------------------------------------------------------------------------------------------
+# A cluster ------------------------------------------------------------------------------------------------------
 
 
 def dry_run(shards: int, out: Path) -> dict[str, float]:
