@@ -223,8 +223,10 @@ class Campaigns(Mapping[str, Campaign]):
         return [str(expand_path(path))] if path else []
 
     def dft_baselines(self, wildcards: Any) -> list[str]:
-        """Tables of DFT results from elsewhere."""
-        return [str(expand_path(baseline.path)) for baseline in self[wildcards.campaign].compare_dft.baselines]
+        """Tables of DFT results from elsewhere, and of known crystals to compare with."""
+        settings = self[wildcards.campaign].compare_dft
+        paths = [baseline.path for baseline in settings.baselines]
+        return [str(expand_path(path)) for path in (*paths, settings.known) if path]
 
     def property_table(self, wildcards: Any) -> list[str]:
         """The campaign's own table of crystals with labels."""

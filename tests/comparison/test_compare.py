@@ -92,6 +92,19 @@ def test_results_of_others_find_their_candidates(folder):
     assert figures["energy_mae"]["low"] <= figures["energy_mae"]["value"] <= figures["energy_mae"]["high"]
 
 
+def test_known_crystals_by_composition(folder):
+    rows = read_table(folder / "screened.parquet").drop_columns(["target_id"])
+    write_table(rows, folder / "screened.parquet", {})
+    known = [zincblende("3C", formation_energy=-0.2), rocksalt("high", formation_energy=0.9)]
+    write_table(to_table(known), folder / "known.parquet", {})
+    settings = campaign(folder)
+    update = settings.compare_dft.model_copy(update={"known": str(folder / "known.parquet")})
+    compare_dft(settings.model_copy(update={"compare_dft": update}), folder / "screened.parquet", folder / "out")
+    rows = {row["id"]: row for row in read_table(folder / "out" / "candidates.parquet").to_pylist()}
+    assert rows["cand:0:0"]["known_rmse_before"] == pytest.approx(0, abs=1e-6)
+    assert rows["cand:0:1"]["known_rmse_before"] is None
+
+
 def test_total_energies_order_and_say_nothing_else(folder):
     compare_dft(
         campaign(folder, quantity="total", column="formation_energy"), folder / "screened.parquet", folder / "out"

@@ -1,4 +1,4 @@
-"""The whole way with the real pw.x: candidates, elements with the same settings, formation energies, comparison."""
+"""With the real pw.x: candidates, elements with the same settings, formation energies, comparison."""
 
 import os
 import shutil
@@ -63,8 +63,14 @@ def test_formation_energies_by_pw(tmp_path):
             "energy_model": {"label": "formation_energy"},
             "evaluate": {"bootstrap": 20},
             "qe": {
-                **{"enabled": True, "pseudo_dir": str(PSEUDOS), "protocol": "fast", "calculation": "single_point"},
-                **{"top_k": 2, "ecutwfc": 30, "ecutrho": 180, "kspacing": 0.8},
+                "enabled": True,
+                "pseudo_dir": str(PSEUDOS),
+                "protocol": "fast",
+                "calculation": "single_point",
+                "top_k": 2,
+                "ecutwfc": 30,
+                "ecutrho": 180,
+                "kspacing": 0.8,
             },
         },
         "test",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from dao_pipeline.comparison.computed import QUANTUM_ESPRESSO, Computed
 from dao_pipeline.comparison.cost import measured
 from dao_pipeline.comparison.energies import Phase, Value, formation_energy, hull_energies
 from dao_pipeline.comparison.geometry import change
-from dao_pipeline.comparison.given import read_given
+from dao_pipeline.comparison.given import assign, read_baseline
 from dao_pipeline.comparison.order import order
 from dao_pipeline.comparison.schema import CANDIDATES, COMPOSITIONS, SUMMARY
 from dao_pipeline.comparison.validated import read_phases, read_validated
-from dao_pipeline.config import Campaign, stage_settings
+from dao_pipeline.config import Campaign, expand_path, stage_settings
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
 from dao_pipeline.crystals.matching import structure_matcher
@@ -35,6 +35,7 @@ from dao_pipeline.crystals.table import iter_tables, provenance, table_files, wr
 from dao_pipeline.errors import UserError
 from dao_pipeline.evaluation.matching import match
 from dao_pipeline.seeds import stage_seed
+from dao_pipeline.sources.files import read_crystals
 
 log = logging.getLogger(__name__)
 
@@ -57,16 +58,19 @@ def compare_dft(
     """Write the three tables into ``out``.
 
     validation: folder of validate_qe. references: of reference_energies. timings: Snakemake's benchmark files.
-    known: crystals that candidates aim at (the test split). Each may be missing, and then what needs it.
+    known: crystals that candidates aim at (the test split); those of ``compare_dft.known`` serve candidates
+    without such a target. Each may be missing, and then what needs it.
 
     Raises UserError where there is nothing to compare with, and for tables of others that cannot be read.
     """
     settings = campaign.compare_dft
-    candidates = {c.id: c for c in ranked_candidates(screened)}
     results = [] if validation is None else read_validated(validation)
+    tables = [(baseline, read_baseline(baseline)) for baseline in settings.baselines]
+    formulas = {row.formula for _, table in tables for row in table.crystals}
+    candidates = {c.id: c for c in ranked_candidates(screened, {r.id for r in results}, formulas)}
     notes: dict[str, Any] = {}
-    for baseline in settings.baselines:
-        given = read_given(baseline, list(candidates.values()), settings.matcher)
+    for baseline, table in tables:
+        given = assign(baseline, table, list(candidates.values()), settings.matcher)
         results += given.results
         notes[baseline.name] = {
             "matched": len(given.results),
@@ -81,9 +85,12 @@ def compare_dft(
             "that hold crystals of these compositions (compare_dft.baselines)."
         )
     phases = [] if references is None else read_phases(references)
-    targets = (
-        {} if known is None else _crystals(known, {str(c.extra.get("target_id")) for c in candidates.values()})
-    )
+    aims = {str(c.extra["target_id"]) for c in candidates.values() if c.extra.get("target_id")}
+    targets = {} if known is None else _crystals(known, aims)
+    by_formula = {} if settings.known is None else lowest_by_formula(expand_path(settings.known))
+    for candidate in candidates.values():
+        if not candidate.extra.get("target_id") and candidate.formula in by_formula:
+            targets[candidate.id] = by_formula[candidate.formula]
     rows = candidate_rows(campaign, candidates, results, phases, targets)
     by_composition = composition_rows(rows, settings.tie)
     figures = summary_rows(campaign, rows, by_composition)
@@ -102,11 +109,13 @@ def compare_dft(
     write_table(pa.Table.from_pylist(rows, schema=CANDIDATES), out / "candidates.parquet", about)
 
 
-def ranked_candidates(screened: Path) -> Iterable[Crystal]:
-    """Candidates with a rank, streamed."""
+def ranked_candidates(screened: Path, ids: Collection[str], formulas: Collection[str]) -> Iterable[Crystal]:
+    """Candidates with a rank that have one of these ids or reduced formulas, streamed."""
+    wanted, named = pa.array(sorted(ids), pa.string()), pa.array(sorted(formulas), pa.string())
     names = pq.read_schema(table_files(screened)[0]).names
     for piece in iter_tables(screened, columns=[n for n in (*_CANDIDATE, *_OPTIONAL) if n in names]):
-        yield from from_table(piece.filter(pc.is_valid(piece["rank"])))
+        of_interest = pc.or_(pc.is_in(piece["id"], value_set=wanted), pc.is_in(piece["formula"], value_set=named))
+        yield from from_table(piece.filter(pc.and_(pc.is_valid(piece["rank"]), of_interest)))
 
 
 def _crystals(path: Path, ids: set[str]) -> dict[str, Crystal]:
@@ -115,6 +124,21 @@ def _crystals(path: Path, ids: set[str]) -> dict[str, Crystal]:
     for piece in iter_tables(path, columns=_CANDIDATE):
         for crystal in from_table(piece.filter(pc.is_in(piece["id"], value_set=wanted))):
             found[crystal.id] = crystal
+    return found
+
+
+def lowest_by_formula(path: Path) -> dict[str, Crystal]:
+    """The crystal of each composition of a file, the one of lowest energy where there are several."""
+
+    def height(crystal: Crystal) -> tuple[float, float]:
+        values = (crystal.extra.get(name) for name in ("e_above_hull", "formation_energy"))
+        above, formation = (np.inf if value is None else float(value) for value in values)
+        return above, formation
+
+    found: dict[str, Crystal] = {}
+    for crystal in from_table(read_crystals(path).table):
+        if crystal.formula not in found or height(crystal) < height(found[crystal.formula]):
+            found[crystal.formula] = crystal
     return found
 
 
@@ -155,7 +179,7 @@ def candidate_rows(
         }
         if result.crystal is not None and result.relaxed:
             row |= change(candidate, result.crystal, matcher)
-        target = targets.get(about.get("target_id") or "")
+        target = targets.get(about.get("target_id") or result.id)
         if target is not None:
             row["known_rmse_before"] = match(candidate, target, matcher).rmse
             if result.crystal is not None:

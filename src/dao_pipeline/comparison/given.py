@@ -15,6 +15,14 @@ from dao_pipeline.sources.files import read_crystals
 
 
 @dataclass(frozen=True)
+class Table:
+    """Crystals of a baseline's file, and how many rows became none."""
+
+    crystals: list[Crystal]
+    rejected: int
+
+
+@dataclass(frozen=True)
 class Given:
     """What a table told: results by candidate, and how many of its crystals belong to no candidate."""
 
@@ -23,17 +31,21 @@ class Given:
     rejected: int
 
 
-def read_given(baseline: DFTBaseline, candidates: Sequence[Crystal], matcher: Matcher) -> Given:
-    """Results of ``baseline`` for ``candidates``.
-
-    A row with a candidate's id belongs to that candidate; any other to the candidates of its composition that
-    StructureMatcher finds to be the same crystal, the nearest row to each. Raises UserError for unreadable files.
-    """
+def read_baseline(baseline: DFTBaseline) -> Table:
+    """Read a baseline's file. Raises UserError for files that are missing, unreadable or of another kind."""
     # a crystal table has no column of total energies: they travel in that of formation energies
     place = "formation_energy" if baseline.quantity == "total" else baseline.quantity
     columns: dict[str, str] = {place: baseline.column} if baseline.column else {}
     read = read_crystals(expand_path(baseline.path), columns=columns)
-    rows = list(from_table(read.table))
+    return Table(list(from_table(read.table)), len(read.rejected))
+
+
+def assign(baseline: DFTBaseline, table: Table, candidates: Sequence[Crystal], matcher: Matcher) -> Given:
+    """Results of ``baseline`` for ``candidates``.
+
+    A row with a candidate's id belongs to that candidate; any other to the candidates of its composition that
+    StructureMatcher finds to be the same crystal, the nearest row to each.
+    """
     by_id = {c.id: c for c in candidates}
     by_formula: dict[str, list[Crystal]] = defaultdict(list)
     for candidate in candidates:
@@ -41,7 +53,7 @@ def read_given(baseline: DFTBaseline, candidates: Sequence[Crystal], matcher: Ma
     same = structure_matcher(matcher)
     best: dict[str, tuple[float, Crystal]] = {}
     unmatched = 0
-    for row in rows:
+    for row in table.crystals:
         if row.id in by_id and row.formula == by_id[row.id].formula:
             best[row.id] = (-1.0, row)
             continue
@@ -54,7 +66,7 @@ def read_given(baseline: DFTBaseline, candidates: Sequence[Crystal], matcher: Ma
                     best[candidate.id] = (rmse, row)
         unmatched += not hits
     results = [_result(baseline, name, row) for name, (_, row) in best.items()]
-    return Given(results, unmatched, len(read.rejected))
+    return Given(results, unmatched, table.rejected)
 
 
 def _result(baseline: DFTBaseline, name: str, row: Crystal) -> Computed:

@@ -45,6 +45,11 @@ class CompareDFT(Section):
         description="file of crystals that are computed with the same settings: the reference phases of the hull. "
         "Without it no energies above hull are given",
     )
+    known: str | None = Field(
+        None,
+        description="file of known crystals: candidates without a target of the test split are compared with the "
+        "one of their composition (the lowest in energy, if several), before and after DFT",
+    )
     tie: float = Field(1e-3, ge=0, description="eV/atom; DFT energies within it are not put in order")
     matcher: Matcher = Field(
         Matcher(ltol=0.2, stol=0.3, angle_tol=5.0),
