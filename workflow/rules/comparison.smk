@@ -22,13 +22,15 @@ rule reference_energies:
         runtime=campaigns.runtime("cpu"),
     params:
         config="results/{campaign}/config.yaml",
-        validation=subpath(input.validated[0], parent=True),
+        validation=lambda wildcards, input: folder_option(
+            "--validation", input.validated
+        ),
         crysdb=subpath(input.train, parent=True),
         work="work/reference_energies",
         settings=campaigns.settings("reference_energies"),
         code=stage_code_hash("reference_energies"),
     shell:
-        "dao-pipeline reference-energies --config {params.config:q} --validation {params.validation:q}"
+        "dao-pipeline reference-energies --config {params.config:q} {params.validation}"
         " --crysdb {params.crysdb:q} --out {output:q} --work {params.work:q} --minutes {resources.runtime} > {log:q} 2>&1"
 
 
