@@ -9,7 +9,12 @@
 #   snakemake --profile slurm                                  on a Slurm cluster
 #   snakemake -n                                               what would run, and why
 from dao_pipeline.stage_code import stage_code_hash
-from dao_pipeline.workflow_support import folder_option, name_stages, open_campaigns, option
+from dao_pipeline.workflow_support import (
+    folder_option,
+    name_stages,
+    open_campaigns,
+    option,
+)
 
 campaigns = open_campaigns(workflow)
 
