@@ -130,6 +130,15 @@ def test_a_final_scf_with_pressure_is_relaxed_on(tmp_path):
 
 
 @needs_pw
+def test_one_crystal_has_one_energy_wherever_it_came_from(tmp_path):
+    """Far from converged k-points: 3 in each direction for the one cell, 2 for the other."""
+    near, far = (run(tmp_path / str(e), silicon(edge=e), calculation="vc-relax") for e in (5.40, 5.55))
+    assert any("k-points instead of" in words for words in near.actions + far.actions)
+    assert near.settings["kpoints"] == far.settings["kpoints"]
+    assert near.output.energy == pytest.approx(far.output.energy, abs=1e-3)
+
+
+@needs_pw
 def test_out_of_time_goes_on_in_another_job(tmp_path, relaxed):
     with pytest.raises(ContinueLater, match="goes on from Quantum ESPRESSO's own files"):
         run(tmp_path, SLOW, seconds=1.2, calculation="vc-relax")
@@ -145,7 +154,7 @@ def test_too_many_jobs_out_of_time_are_a_failed_row(tmp_path):
         with pytest.raises(ContinueLater):
             run(tmp_path, SLOW, seconds=1.0, calculation="vc-relax", kspacing=0.5)
     outcome = run(tmp_path, SLOW, seconds=1.0, calculation="vc-relax", kspacing=0.5)
-    assert (outcome.status, outcome.reason) == ("failed", "out of time in 3 jobs")
+    assert (outcome.status, outcome.reason) == ("failed", "out of time, in 3 jobs")
     assert len(outcome.outputs) == 3
 
 
@@ -243,13 +252,24 @@ def test_a_program_that_never_converges_is_given_up(tmp_path):
     assert len(outcome.outputs) == 5
 
 
-def test_a_program_that_dies_each_time_is_given_up(tmp_path):
-    outcome = run(tmp_path / "a", command=program(tmp_path, "echo Program PWSCF v.6.7; kill -9 $$"))
+def test_a_program_that_is_killed_each_time_is_left_to_jobs_with_more_memory_and_then_given_up(tmp_path):
+    killed = program(tmp_path, "echo Program PWSCF v.6.7; kill -9 $$")
+    for _ in range(2):
+        with pytest.raises(ContinueLater, match="more memory"):
+            run(tmp_path / "a", command=killed)
+    outcome = run(tmp_path / "a", command=killed)
+    assert (outcome.status, outcome.reason) == ("failed", "ended by signal 9, in 3 jobs")
+    assert outcome.actions[0] == "pw.x ended by signal 9: again from the candidate"
+    assert len(outcome.outputs) == 4
+
+
+def test_a_program_that_crashes_each_time_is_given_up(tmp_path):
+    outcome = run(tmp_path / "a", command=program(tmp_path, "echo Program PWSCF v.6.7; kill -11 $$"))
     assert (outcome.status, outcome.reason) == (
         "failed",
-        "pw.x was ended from outside (ended by signal 9; no remedy is left)",
+        "pw.x was ended from outside (ended by signal 11; no remedy is left)",
     )
-    assert outcome.actions == ["pw.x ended by signal 9: again from the candidate"] * 2
+    assert outcome.actions == ["pw.x ended by signal 11: again from the candidate"] * 2
 
 
 @pytest.mark.parametrize("values", [{"command": "no-such-pw.x"}, {"command": "false"}, {"launcher": "echo"}])
