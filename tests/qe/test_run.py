@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dao_pipeline.errors import ContinueLater, UserError
@@ -97,6 +98,24 @@ def test_self_consistency_that_was_cut_short_is_given_time(tmp_path):
     assert short.output.energy == pytest.approx(undisturbed.output.energy, abs=1e-6)
     assert short.scf_steps == 3 + undisturbed.scf_steps
     assert not (tmp_path / "b" / "scratch").exists()
+
+
+@needs_pw
+def test_self_consistency_of_which_nothing_is_known_is_mixed_less(tmp_path):
+    outcome = run(tmp_path, steering=Steering(electron_maxstep=2))
+    assert outcome.status == "converged"
+    assert "mixing_beta 0.2" in outcome.actions[0]
+    assert "beta= 0.20" in outcome.outputs[1]
+
+
+@needs_pw
+def test_a_relaxation_that_uses_up_its_steps_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("dao_pipeline.qe.inputs.IONIC_STEPS", 3)
+    outcome = run(tmp_path, silicon(shift=0.02), calculation="relax")
+    assert outcome.status == "converged", outcome.reason
+    assert "the steps were used up" in outcome.actions[0]
+    assert np.abs(outcome.output.forces).max() < 0.03
+    assert np.array_equal(outcome.output.crystal.lattice, silicon().lattice)
 
 
 @needs_pw
