@@ -159,6 +159,13 @@ def test_the_killed_go_on_from_what_is_sound():
     assert "more memory" in later.words
 
 
+def test_too_little_memory_is_for_another_job():
+    text = "Program PWSCF v.6.7\n Error in routine allocate_fft (1):\n  cannot allocate psic\n"
+    found = act(text)
+    assert isinstance(found, Later)
+    assert (found.start, found.reason) == ("scratch", "too little memory")
+
+
 def test_files_that_cannot_be_read_are_left_alone():
     text = "Program PWSCF v.6.7\n Error in routine read_xml (1):\n  damaged\n"
     assert act(text, restarted=True, sound=True, moved=True).start == "geometry"

@@ -277,7 +277,7 @@ def test_a_program_that_is_killed_each_time_is_left_to_jobs_with_more_memory_and
         with pytest.raises(ContinueLater, match="more memory"):
             run(tmp_path / "a", command=killed)
     outcome = run(tmp_path / "a", command=killed)
-    assert (outcome.status, outcome.reason) == ("failed", "ended by signal 9, in 3 jobs")
+    assert (outcome.status, outcome.reason) == ("failed", "pw.x was ended from outside, in 3 jobs")
     assert outcome.actions[0] == "pw.x ended by signal 9: again from the candidate"
     assert len(outcome.outputs) == 4
 

@@ -255,6 +255,8 @@ def _no_restart(evidence: Evidence) -> bool:
     return evidence.restarted and evidence.output.scf_steps == 0 and not evidence.output.done
 
 
+_OUT_OF_MEMORY = _says(r"insufficient memory|cannot allocate|allocation would exceed|out.of.memory|oom.kill")
+
 SYMPTOMS: tuple[Symptom, ...] = (
     # hopeless
     Symptom("overlap", _says(r"atoms #\s*\d+ and #\s*\d+ (overlap|coincide)"), "atoms on top of each other"),
@@ -268,9 +270,6 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         "input", _fails_in(r"read_namelists|read_cards|card_|input$|iosys|check_"), "an input that pw.x refuses"
-    ),
-    Symptom(
-        "memory", _says(r"insufficient memory|cannot allocate|allocation would exceed|out of memory"), "memory"
     ),
     # of this run
     Symptom(
@@ -324,6 +323,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "relaxation not converged",
         (_again("the steps were used up"), _again("the steps were used up again", conv_factor=0.1)),
     ),
+    Symptom("memory", _OUT_OF_MEMORY, "too little memory"),
     Symptom("died", _died, "pw.x was ended from outside", (_from_own_files, _from_own_files)),
 )
 """Of runs that failed."""
@@ -375,9 +375,10 @@ def next_action(
     if symptom is None and not reason:
         return None
     symptom = symptom or _unknown(reason)
-    if symptom.name == "died" and evidence.signal in _KILLED and used.get("died"):
-        words, start, _ = _from_own_files(evidence, steering)
-        return Later(f"{words}, in another job, which may have more memory", start, reason)
+    killed = symptom.name == "died" and evidence.signal in _KILLED and used.get("died")
+    if killed or symptom.name == "memory":
+        told, start, _ = _from_own_files(evidence, steering)
+        return Later(f"{told}, in another job, which may have more memory", start, symptom.reason)
     if rounds >= MAX_ROUNDS:
         return Stop(f"{reason}; given up after {MAX_ROUNDS} rounds of recovery") if reason else None
     first = used.get(symptom.name, 0)
