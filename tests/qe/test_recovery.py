@@ -150,7 +150,9 @@ def test_the_killed_go_on_from_what_is_sound():
         act(half, signal=9, sound=True).words == "pw.x ended by signal 9: again from Quantum ESPRESSO's own files"
     )
     # the files were no help, or are not there
-    assert act(half, signal=11, sound=True, restarted=True, used={"died": 1}, rounds=1).start == "geometry"
+    begun = text[: text.index("!    total energy")]
+    assert act(begun, signal=11, sound=True, restarted=True, moved=True).start == "geometry"
+    assert act(half, signal=11, sound=True, restarted=True).start == "restart"
     assert act(half, signal=9).start == "geometry"
     assert act("", signal=9).start == "scratch"
     assert isinstance(act(half, signal=11, used={"died": 2}, rounds=2), Stop)

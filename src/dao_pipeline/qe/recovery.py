@@ -143,7 +143,8 @@ def _again(why: str, **changes: Any) -> Rung:
 
 
 def _from_own_files(evidence: Evidence, steering: Steering) -> tuple[str, Start, Mapping[str, Any]]:
-    start: Start = "restart" if evidence.sound and not evidence.restarted else _onwards(evidence)
+    helped = not evidence.restarted or evidence.output.steps > 0
+    start: Start = "restart" if evidence.sound and helped else _onwards(evidence)
     how = f"by signal {evidence.signal}" if evidence.signal else "without a word"
     return f"pw.x ended {how}: again {_place(start)}", start, {}
 
