@@ -302,9 +302,17 @@ def test_a_wrong_set_up_is_no_result(tmp_path, values):
     assert state.actions == []
 
 
+def test_a_scratch_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"qe\.scratch"):
+        run(tmp_path / "a", scratch=str(tmp_path / "file"))
+
+
 def test_how_it_is_started_does_not_make_another_calculation():
     used = method(quick(), pseudos().values())
     one = identity(silicon(), quick(), used, pseudos())
     assert identity(silicon(), quick(launcher="srun", pools=4, top_k=3), used, pseudos()) == one
+    assert identity(silicon(), quick(pseudo_dir="/elsewhere"), used, pseudos()) == one
     assert identity(silicon(edge=5.44), quick(), used, pseudos()) != one
+    assert identity(silicon(), quick(protocol="fast"), used, pseudos()) != one
     assert identity(silicon(), quick(calculation="relax"), used, pseudos()) != one

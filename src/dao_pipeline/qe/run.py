@@ -47,9 +47,9 @@ SHORTEST_DISTANCE = 0.5
 
 _STEERS_NOTHING = (
     *("enabled", "candidates", "top_k", "select", "budget_core_hours"),
-    *("command", "launcher", "pools", "setup", "scratch"),
+    *("command", "launcher", "pools", "setup", "scratch", "pseudo_dir", "pseudo_table"),
 )
-"""Settings on which no calculation depends."""
+"""Settings on which no calculation depends; pseudopotentials count by their contents."""
 
 
 _AS_USUAL = Steering()
@@ -87,6 +87,7 @@ def identity(crystal: Crystal, settings: QE, used: Method, pseudos: dict[str, Ps
                 *(crystal.frac_coords.tolist(), crystal.lattice.tolist()),
             ],
             "settings": settings.model_dump(mode="json", exclude=set(_STEERS_NOTHING)),
+            "protocol": asdict(protocol(settings)),
             "method": asdict(used),
             "pseudopotentials": {element: pseudo.checksum for element, pseudo in pseudos.items()},
         },
@@ -153,7 +154,7 @@ class _Job:
     def work(self, stop: Callable[[], bool]) -> Outcome:
         """Run pw.x until there is a result, or nothing more to try."""
         if self.state.running:  # an earlier job was ended before it could look at what its pw.x did
-            evidence = self._look(Ended(0, 0.0, self._read(ERRORS), True))
+            evidence = self._look(Ended(signal=0, seconds=0.0, errors=self._read(ERRORS), asked=True))
             if evidence.output.done or evidence.output.error:
                 if (outcome := self._judge(evidence, asked=False)) is not None:
                     return outcome
@@ -171,7 +172,10 @@ class _Job:
         state = self.state
         if state.start != "restart":
             shutil.rmtree(self.scratch, ignore_errors=True)
-        self.scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            self.scratch.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"qe.scratch: cannot make {self.scratch}: {error.strerror}. Name another.") from None
         # A restart takes its cell from QE's files, and must find the k-points and plane waves of its input.
         grid = self._grid(state.crystal)
         data = input_data(
