@@ -175,6 +175,9 @@ def test_too_many_jobs_out_of_time_are_a_failed_row(tmp_path):
     outcome = run(tmp_path, SLOW, seconds=1.0, calculation="vc-relax", kspacing=0.5)
     assert (outcome.status, outcome.reason) == ("failed", "out of time, in 3 jobs")
     assert len(outcome.outputs) == 3
+    again = run(tmp_path, SLOW, seconds=600, calculation="vc-relax", kspacing=0.5)
+    assert again.status == "converged"
+    assert again.outputs[:3] == outcome.outputs
 
 
 @needs_pw
