@@ -345,28 +345,23 @@ def _qe_candidates(campaign: Campaign) -> Iterator[str]:
 
 def _qe_pseudopotentials(campaign: Campaign) -> Iterator[str]:
     """Problems of the pseudopotentials: of every element that is known to come, or else of what there is."""
-    from dao_pipeline.qe.pseudopotentials import find_pseudopotentials, read_table
+    from dao_pipeline.qe.pseudopotentials import pseudopotentials_of, read_table
 
     qe = campaign.qe
     if not qe.pseudo_dir:
         yield "qe.pseudo_dir: not given, but qe.enabled is true; name the folder with pseudopotentials (UPF)."
         return
-    try:
-        folder = expand_path(qe.pseudo_dir)
-        table = expand_path(qe.pseudo_table) if qe.pseudo_table else None
-    except UserError as error:
-        yield f"qe.pseudo_dir, qe.pseudo_table: {error}"
-        return
-    if not any(p.suffix.lower() == ".upf" for p in (folder.iterdir() if folder.is_dir() else ())):
-        yield f"qe.pseudo_dir = {qe.pseudo_dir}: no UPF files in {folder}; correct the path."
-        return
     asked = (parse_formula(composition.formula) for composition in campaign.generate.compositions or [])
     elements = dict.fromkeys(symbol for formula in asked for symbol in formula)
     try:
-        if table is not None:
-            read_table(table)
+        folder = expand_path(qe.pseudo_dir)
+        if not any(p.suffix.lower() == ".upf" for p in (folder.iterdir() if folder.is_dir() else ())):
+            yield f"qe.pseudo_dir = {qe.pseudo_dir}: no UPF files in {folder}; correct the path."
+            return
+        if qe.pseudo_table:
+            read_table(expand_path(qe.pseudo_table))
         if elements:
-            find_pseudopotentials(folder, elements, qe.functional, table)
+            pseudopotentials_of(qe, elements)
     except UserError as error:
         yield from str(error).splitlines()
 

@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 
 from dao_pipeline.config import QE
-from dao_pipeline.qe.cost import ITERATIONS, expected_core_seconds, expected_of, expected_of_composition
+from dao_pipeline.errors import UserError
+from dao_pipeline.qe.cost import (
+    ITERATIONS,
+    expected_core_hours,
+    expected_core_seconds,
+    expected_of,
+    expected_of_composition,
+)
 from dao_pipeline.qe.pseudopotentials import find_pseudopotentials
 from tests.qe.make import silicon
 
@@ -45,6 +52,17 @@ def test_what_makes_a_calculation_dearer():
         assert cost(**more) > base
     assert cost(spin=True) == pytest.approx(2 * base, rel=0.1)
     assert cost(calculation="vc-relax") > cost(calculation="relax") > 5 * base
+
+
+def test_the_stage_before_there_are_candidates(tmp_pseudos):
+    cells = [{"Si": 2}, {"Si": 8}]
+    one = expected_core_hours(QE(pseudo_dir=tmp_pseudos), cells)
+    assert one > 0
+    assert expected_core_hours(QE(pseudo_dir=tmp_pseudos, top_k=3), cells) == pytest.approx(3 * one)
+    assert expected_core_hours(QE(pseudo_dir=tmp_pseudos, candidates=["a"]), cells) == pytest.approx(one / 2)
+    assert expected_core_hours(QE(pseudo_dir=tmp_pseudos, budget_core_hours=1e-9), cells) == 1e-9
+    with pytest.raises(UserError, match="no PBE pseudopotential for O"):
+        expected_core_hours(QE(pseudo_dir=tmp_pseudos), [{"Si": 1, "O": 2}])
 
 
 def test_a_cell_may_be_guessed_from_its_atoms(tmp_pseudos):

@@ -121,6 +121,16 @@ def test_a_final_scf_that_differs_is_relaxed_on_and_stands_in_the_end():
     assert act(text, rounds=MAX_ROUNDS, press_conv_thr=0.5) is None
 
 
+def test_a_cell_that_asks_for_other_kpoints_gets_them():
+    text = recorded("vc-relax")
+    grids = {"grid": (2, 2, 2), "grid_asked": (3, 3, 2), "press_conv_thr": 1.0}
+    found = act(text, **grids)
+    assert (found.symptom, found.start) == ("kpoints", "geometry")
+    assert "asks for 3x3x2 k-points instead of 2x2x2" in found.words
+    assert act(text, used={"kpoints": 2}, rounds=2, **grids) is None
+    assert act(text, calculation="relax", **grids) is None
+
+
 def test_out_of_time_is_for_another_job_and_goes_on_where_it_can():
     assert act(recorded("time"), sound=True) == Later(
         "out of time: goes on from Quantum ESPRESSO's own files", "restart"
@@ -140,10 +150,22 @@ def test_the_killed_go_on_from_what_is_sound():
         act(half, signal=9, sound=True).words == "pw.x ended by signal 9: again from Quantum ESPRESSO's own files"
     )
     # the files were no help, or are not there
-    assert act(half, signal=9, sound=True, restarted=True, used={"died": 1}, rounds=1).start == "geometry"
+    begun = text[: text.index("!    total energy")]
+    assert act(begun, signal=11, sound=True, restarted=True, moved=True).start == "geometry"
+    assert act(half, signal=11, sound=True, restarted=True).start == "restart"
     assert act(half, signal=9).start == "geometry"
     assert act("", signal=9).start == "scratch"
-    assert isinstance(act(half, signal=9, used={"died": 2}, rounds=2), Stop)
+    assert isinstance(act(half, signal=11, used={"died": 2}, rounds=2), Stop)
+    later = act(half, signal=9, sound=True, used={"died": 1}, rounds=1)
+    assert isinstance(later, Later)
+    assert "more memory" in later.words
+
+
+def test_too_little_memory_is_for_another_job():
+    text = "Program PWSCF v.6.7\n Error in routine allocate_fft (1):\n  cannot allocate psic\n"
+    found = act(text)
+    assert isinstance(found, Later)
+    assert (found.start, found.reason) == ("scratch", "too little memory")
 
 
 def test_files_that_cannot_be_read_are_left_alone():

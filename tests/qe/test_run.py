@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dao_pipeline.errors import ContinueLater, UserError
@@ -100,6 +101,24 @@ def test_self_consistency_that_was_cut_short_is_given_time(tmp_path):
 
 
 @needs_pw
+def test_self_consistency_of_which_nothing_is_known_is_mixed_less(tmp_path):
+    outcome = run(tmp_path, steering=Steering(electron_maxstep=2))
+    assert outcome.status == "converged"
+    assert "mixing_beta 0.2" in outcome.actions[0]
+    assert "beta= 0.20" in outcome.outputs[1]
+
+
+@needs_pw
+def test_a_relaxation_that_uses_up_its_steps_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("dao_pipeline.qe.inputs.IONIC_STEPS", 3)
+    outcome = run(tmp_path, silicon(shift=0.02), calculation="relax")
+    assert outcome.status == "converged", outcome.reason
+    assert "the steps were used up" in outcome.actions[0]
+    assert np.abs(outcome.output.forces).max() < 0.03
+    assert np.array_equal(outcome.output.crystal.lattice, silicon().lattice)
+
+
+@needs_pw
 def test_trouble_with_the_symmetry_goes_without(tmp_path):
     slightly = silicon()
     lattice = slightly.lattice.copy()
@@ -130,6 +149,15 @@ def test_a_final_scf_with_pressure_is_relaxed_on(tmp_path):
 
 
 @needs_pw
+def test_one_crystal_has_one_energy_wherever_it_came_from(tmp_path):
+    """Far from converged k-points: 3 in each direction for the one cell, 2 for the other."""
+    near, far = (run(tmp_path / str(e), silicon(edge=e), calculation="vc-relax") for e in (5.40, 5.55))
+    assert any("k-points instead of" in words for words in near.actions + far.actions)
+    assert near.settings["kpoints"] == far.settings["kpoints"]
+    assert near.output.energy == pytest.approx(far.output.energy, abs=1e-3)
+
+
+@needs_pw
 def test_out_of_time_goes_on_in_another_job(tmp_path, relaxed):
     with pytest.raises(ContinueLater, match="goes on from Quantum ESPRESSO's own files"):
         run(tmp_path, SLOW, seconds=1.2, calculation="vc-relax")
@@ -145,8 +173,11 @@ def test_too_many_jobs_out_of_time_are_a_failed_row(tmp_path):
         with pytest.raises(ContinueLater):
             run(tmp_path, SLOW, seconds=1.0, calculation="vc-relax", kspacing=0.5)
     outcome = run(tmp_path, SLOW, seconds=1.0, calculation="vc-relax", kspacing=0.5)
-    assert (outcome.status, outcome.reason) == ("failed", "out of time in 3 jobs")
+    assert (outcome.status, outcome.reason) == ("failed", "out of time, in 3 jobs")
     assert len(outcome.outputs) == 3
+    again = run(tmp_path, SLOW, seconds=600, calculation="vc-relax", kspacing=0.5)
+    assert again.status == "converged"
+    assert again.outputs[:3] == outcome.outputs
 
 
 @needs_pw
@@ -243,13 +274,24 @@ def test_a_program_that_never_converges_is_given_up(tmp_path):
     assert len(outcome.outputs) == 5
 
 
-def test_a_program_that_dies_each_time_is_given_up(tmp_path):
-    outcome = run(tmp_path / "a", command=program(tmp_path, "echo Program PWSCF v.6.7; kill -9 $$"))
+def test_a_program_that_is_killed_each_time_is_left_to_jobs_with_more_memory_and_then_given_up(tmp_path):
+    killed = program(tmp_path, "echo Program PWSCF v.6.7; kill -9 $$")
+    for _ in range(2):
+        with pytest.raises(ContinueLater, match="more memory"):
+            run(tmp_path / "a", command=killed)
+    outcome = run(tmp_path / "a", command=killed)
+    assert (outcome.status, outcome.reason) == ("failed", "pw.x was ended from outside, in 3 jobs")
+    assert outcome.actions[0] == "pw.x ended by signal 9: again from the candidate"
+    assert len(outcome.outputs) == 4
+
+
+def test_a_program_that_crashes_each_time_is_given_up(tmp_path):
+    outcome = run(tmp_path / "a", command=program(tmp_path, "echo Program PWSCF v.6.7; kill -11 $$"))
     assert (outcome.status, outcome.reason) == (
         "failed",
-        "pw.x was ended from outside (ended by signal 9; no remedy is left)",
+        "pw.x was ended from outside (ended by signal 11; no remedy is left)",
     )
-    assert outcome.actions == ["pw.x ended by signal 9: again from the candidate"] * 2
+    assert outcome.actions == ["pw.x ended by signal 11: again from the candidate"] * 2
 
 
 @pytest.mark.parametrize("values", [{"command": "no-such-pw.x"}, {"command": "false"}, {"launcher": "echo"}])
@@ -263,9 +305,17 @@ def test_a_wrong_set_up_is_no_result(tmp_path, values):
     assert state.actions == []
 
 
+def test_a_scratch_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"qe\.scratch"):
+        run(tmp_path / "a", scratch=str(tmp_path / "file"))
+
+
 def test_how_it_is_started_does_not_make_another_calculation():
     used = method(quick(), pseudos().values())
     one = identity(silicon(), quick(), used, pseudos())
     assert identity(silicon(), quick(launcher="srun", pools=4, top_k=3), used, pseudos()) == one
+    assert identity(silicon(), quick(pseudo_dir="/elsewhere"), used, pseudos()) == one
     assert identity(silicon(edge=5.44), quick(), used, pseudos()) != one
+    assert identity(silicon(), quick(protocol="fast"), used, pseudos()) != one
     assert identity(silicon(), quick(calculation="relax"), used, pseudos()) != one

@@ -12,7 +12,7 @@ measured stands beside it in the table (``expected_core_seconds``, ``cpu_seconds
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from dao_pipeline.crystals.crystal import Crystal
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, COVALENT_RADIUS, SYMBOLS
 from dao_pipeline.qe.inputs import kpoint_grid, method, polarised
 from dao_pipeline.qe.output import BOHR
-from dao_pipeline.qe.pseudopotentials import Pseudopotential
+from dao_pipeline.qe.pseudopotentials import Pseudopotential, pseudopotentials_of
+from dao_pipeline.qe.select import named_candidates
 
 ITERATIONS: Mapping[str, int] = {"single_point": 10, "relax": 70, "vc-relax": 100}
 """Iterations of self-consistency in all: 8 for each of 9 and 12 geometries. Distorted silicon took 63 and 87."""
@@ -68,6 +69,21 @@ def expected_of_composition(
     """Core seconds of a cell of which only the atoms are known: a cube of the volume that they usually take."""
     volume = _SPACE * sum(n * COVALENT_RADIUS[ATOMIC_NUMBERS[e]] ** 3 for e, n in counts.items())
     return _expected(counts, volume ** (1 / 3) * np.eye(3), settings, pseudos)
+
+
+def expected_core_hours(settings: QE, cells: Iterable[Mapping[str, int]]) -> float:
+    """Core hours of the stage before there are candidates, its budget being the limit.
+
+    cells: atoms by element of each composition. Of candidates that are named, only their number is known: each
+    counts as the mean of the compositions. Raises UserError as ``pseudopotentials_of`` does.
+    """
+    atoms = list(cells)
+    pseudos = pseudopotentials_of(settings, (element for counts in atoms for element in counts))
+    costs = [expected_of_composition(counts, settings, pseudos) / 3_600 for counts in atoms]
+    named = named_candidates(settings)
+    each = settings.top_k if named is None else len(named) / max(1, len(costs))
+    hours = each * sum(costs)
+    return hours if settings.budget_core_hours is None else min(hours, settings.budget_core_hours)
 
 
 def _expected(

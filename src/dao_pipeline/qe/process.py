@@ -108,7 +108,11 @@ def run(command: list[str], folder: Path, scratch: Path, stop: Callable[[], bool
                 f"qe.command: cannot start {shlex.join(command[:3])!r}: {error.strerror} ({error.filename}). "
                 "Correct qe.command and qe.launcher, or load pw.x with qe.setup."
             ) from None
-        asked = _wait(process, exit_file, stop)
+        try:
+            asked = _wait(process, exit_file, stop)
+        finally:
+            if process.poll() is None:  # an exception, such as an interrupt from the keyboard
+                _signal(process, signal.SIGKILL)
     code = process.returncode
     # A launcher or shell tells the signal of its child as 128 + number.
     number = -code if code < 0 else code - 128 if code in (128 + signal.SIGKILL, 128 + signal.SIGTERM) else 0

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dao_pipeline.config import QE, expand_path
 from dao_pipeline.crystals.table import file_hash
 from dao_pipeline.errors import UserError
 
@@ -126,6 +127,17 @@ def _number(text: str) -> float:
         return float(text.lower().replace("d", "e"))
     except ValueError:
         return math.nan
+
+
+def pseudopotentials_of(settings: QE, elements: Iterable[str]) -> dict[str, Pseudopotential]:
+    """Pseudopotentials of some elements, of the folder and table of a campaign.
+
+    Raises UserError as ``find_pseudopotentials`` does, and where the campaign names no folder.
+    """
+    if settings.pseudo_dir is None:
+        raise UserError("qe.pseudo_dir: not given. Name a folder with pseudopotentials (UPF).")
+    table = None if settings.pseudo_table is None else expand_path(settings.pseudo_table)
+    return find_pseudopotentials(expand_path(settings.pseudo_dir), elements, settings.functional, table)
 
 
 def find_pseudopotentials(

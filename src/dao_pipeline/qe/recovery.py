@@ -25,6 +25,9 @@ FALLING = -0.1
 FINAL_PRESSURE = 4.0
 """Times the pressure's threshold: what the final scf of a vc-relax, in the final cell's plane waves, may show."""
 
+_KILLED = (9, 15)
+"""Signals by which schedulers and systems short of memory end programs."""
+
 _TIME = re.compile(r"Maximum CPU time exceeded|Program stopped by user request")
 """pw.x stopped in order, before it had its answer."""
 
@@ -38,7 +41,8 @@ class Evidence:
 
     errors: what it wrote beside its output. signal: that ended it, 0 if none. restarted: it was to start from QE's
     own files. sound: there are such files, whole. moved: this run or one before wrote a geometry after the
-    candidate's. press_conv_thr: kbar.
+    candidate's. press_conv_thr: kbar. grid, grid_asked: k-points that it had, and those of the cell that it came
+    to.
     """
 
     output: Output
@@ -49,6 +53,8 @@ class Evidence:
     sound: bool = False
     moved: bool = False
     press_conv_thr: float = 0.5
+    grid: tuple[int, int, int] = (1, 1, 1)
+    grid_asked: tuple[int, int, int] = (1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -74,10 +80,11 @@ class Stop:
 
 @dataclass(frozen=True)
 class Later:
-    """The time of this job is over: another one goes on."""
+    """The time of this job is over, or its memory too small: another one goes on. ``reason``: where none does."""
 
     words: str
     start: Start
+    reason: str = "out of time"
 
 
 Rung = Callable[[Evidence, Steering], tuple[str, Start, Mapping[str, Any]] | None]
@@ -136,7 +143,8 @@ def _again(why: str, **changes: Any) -> Rung:
 
 
 def _from_own_files(evidence: Evidence, steering: Steering) -> tuple[str, Start, Mapping[str, Any]]:
-    start: Start = "restart" if evidence.sound and not evidence.restarted else _onwards(evidence)
+    helped = not evidence.restarted or evidence.output.steps > 0
+    start: Start = "restart" if evidence.sound and helped else _onwards(evidence)
     how = f"by signal {evidence.signal}" if evidence.signal else "without a word"
     return f"pw.x ended {how}: again {_place(start)}", start, {}
 
@@ -211,6 +219,11 @@ def _relax_on(evidence: Evidence, steering: Steering) -> tuple[str, Start, Mappi
     )
 
 
+def _relax_on_with_kpoints(evidence: Evidence, steering: Steering) -> tuple[str, Start, Mapping[str, Any]]:
+    had, asked = ("x".join(map(str, grid)) for grid in (evidence.grid, evidence.grid_asked))
+    return f"the final cell asks for {asked} k-points instead of {had}: relaxed on with these", "geometry", {}
+
+
 # Symptoms, in the order in which they are looked for
 
 
@@ -233,10 +246,17 @@ def _final_differs(evidence: Evidence) -> bool:
     )
 
 
+def _other_kpoints(evidence: Evidence) -> bool:
+    """One crystal, reached from different cells, would have different energies."""
+    return evidence.calculation == "vc-relax" and evidence.grid != evidence.grid_asked
+
+
 def _no_restart(evidence: Evidence) -> bool:
     """A restart that failed before anything was computed: the files were not so sound."""
     return evidence.restarted and evidence.output.scf_steps == 0 and not evidence.output.done
 
+
+_OUT_OF_MEMORY = _says(r"insufficient memory|cannot allocate|allocation would exceed|out.of.memory|oom.kill")
 
 SYMPTOMS: tuple[Symptom, ...] = (
     # hopeless
@@ -251,9 +271,6 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         "input", _fails_in(r"read_namelists|read_cards|card_|input$|iosys|check_"), "an input that pw.x refuses"
-    ),
-    Symptom(
-        "memory", _says(r"insufficient memory|cannot allocate|allocation would exceed|out of memory"), "memory"
     ),
     # of this run
     Symptom(
@@ -307,12 +324,16 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "relaxation not converged",
         (_again("the steps were used up"), _again("the steps were used up again", conv_factor=0.1)),
     ),
+    Symptom("memory", _OUT_OF_MEMORY, "too little memory"),
     Symptom("died", _died, "pw.x was ended from outside", (_from_own_files, _from_own_files)),
 )
 """Of runs that failed."""
 
-_FINAL = Symptom("final", _final_differs, "", (_relax_on, _relax_on))
-"""Of runs that did not: a result that differs for good stands as it is, with its forces and its pressure."""
+UNFINISHED: tuple[Symptom, ...] = (
+    Symptom("final", _final_differs, "", (_relax_on, _relax_on)),
+    Symptom("kpoints", _other_kpoints, "", (_relax_on_with_kpoints, _relax_on_with_kpoints)),
+)
+"""Of runs that did not fail; a result that differs for good stands as it is, with its forces and its pressure."""
 
 
 def failure(evidence: Evidence) -> str:
@@ -351,12 +372,14 @@ def next_action(
     if _TIME.search(evidence.output.text):
         start: Start = "restart" if evidence.sound else _onwards(evidence)
         return Later(f"out of time: goes on {_place(start)}", start)
-    if reason:
-        symptom = next((s for s in SYMPTOMS if s.shows(evidence)), None) or _unknown(reason)
-    elif _FINAL.shows(evidence):
-        symptom = _FINAL
-    else:
+    symptom = next((s for s in (SYMPTOMS if reason else UNFINISHED) if s.shows(evidence)), None)
+    if symptom is None and not reason:
         return None
+    symptom = symptom or _unknown(reason)
+    killed = symptom.name == "died" and evidence.signal in _KILLED and used.get("died")
+    if killed or symptom.name == "memory":
+        told, start, _ = _from_own_files(evidence, steering)
+        return Later(f"{told}, in another job, which may have more memory", start, symptom.reason)
     if rounds >= MAX_ROUNDS:
         return Stop(f"{reason}; given up after {MAX_ROUNDS} rounds of recovery") if reason else None
     first = used.get(symptom.name, 0)

@@ -34,7 +34,7 @@ from dao_pipeline.qe.state import FILE, State, load_state
 log = logging.getLogger(__name__)
 
 JOBS = 3
-"""Jobs whose time may run out over one calculation: the first, and the rule's two retries."""
+"""Jobs whose time or memory may run out over one calculation: the first, and the rule's two retries."""
 
 MARGIN = 0.1
 """Of a job's time, kept for writing files and whatever comes before and after pw.x."""
@@ -47,9 +47,9 @@ SHORTEST_DISTANCE = 0.5
 
 _STEERS_NOTHING = (
     *("enabled", "candidates", "top_k", "select", "budget_core_hours"),
-    *("command", "launcher", "pools", "setup", "scratch"),
+    *("command", "launcher", "pools", "setup", "scratch", "pseudo_dir", "pseudo_table"),
 )
-"""Settings on which no calculation depends."""
+"""Settings on which no calculation depends; pseudopotentials count by their contents."""
 
 
 _AS_USUAL = Steering()
@@ -87,6 +87,7 @@ def identity(crystal: Crystal, settings: QE, used: Method, pseudos: dict[str, Ps
                 *(crystal.frac_coords.tolist(), crystal.lattice.tolist()),
             ],
             "settings": settings.model_dump(mode="json", exclude=set(_STEERS_NOTHING)),
+            "protocol": asdict(protocol(settings)),
             "method": asdict(used),
             "pseudopotentials": {element: pseudo.checksum for element, pseudo in pseudos.items()},
         },
@@ -153,7 +154,7 @@ class _Job:
     def work(self, stop: Callable[[], bool]) -> Outcome:
         """Run pw.x until there is a result, or nothing more to try."""
         if self.state.running:  # an earlier job was ended before it could look at what its pw.x did
-            evidence = self._look(Ended(0, 0.0, self._read(ERRORS), True))
+            evidence = self._look(Ended(signal=0, seconds=0.0, errors=self._read(ERRORS), asked=True))
             if evidence.output.done or evidence.output.error:
                 if (outcome := self._judge(evidence, asked=False)) is not None:
                     return outcome
@@ -161,7 +162,7 @@ class _Job:
                 self._pause(interrupted(evidence))
         while True:
             if self.deadline is not None and time.monotonic() > self.deadline:
-                return self._out_of_time(Later("out of time", self.state.start), None)
+                return self._to_another_job(Later("out of time", self.state.start), None)
             ended = self._run(stop)
             if (outcome := self._judge(self._look(ended), ended.asked or stop())) is not None:
                 return outcome
@@ -171,9 +172,12 @@ class _Job:
         state = self.state
         if state.start != "restart":
             shutil.rmtree(self.scratch, ignore_errors=True)
-        self.scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            self.scratch.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"qe.scratch: cannot make {self.scratch}: {error.strerror}. Name another.") from None
         # A restart takes its cell from QE's files, and must find the k-points and plane waves of its input.
-        grid = kpoint_grid(state.crystal.lattice, self.used.kspacing)
+        grid = self._grid(state.crystal)
         data = input_data(
             state.crystal,
             self.settings,
@@ -223,7 +227,12 @@ class _Job:
             sound=self.scratch.is_dir() and own_geometry(self.scratch, state.crystal) is not None,
             moved=state.last is not None,
             press_conv_thr=protocol(self.settings).press_conv_thr,
+            grid=self._grid(state.crystal),
+            grid_asked=self._grid(output.crystal or state.crystal),
         )
+
+    def _grid(self, crystal: Crystal) -> tuple[int, int, int]:
+        return kpoint_grid(crystal.lattice, self.used.kspacing)
 
     def _judge(self, evidence: Evidence, asked: bool) -> Outcome | None:
         """The outcome, if the run was the last; else what is done next is in the state."""
@@ -235,7 +244,7 @@ class _Job:
             self._pause(interrupted(evidence))
             raise ContinueLater(f"{state.crystal.id}: stopped on request; {state.actions[-1]}")
         if isinstance(action, Later):
-            return self._out_of_time(action, evidence.output)
+            return self._to_another_job(action, evidence.output)
         if isinstance(action, Stop):
             return self._finish("failed", action.reason, evidence.output)
         log.info("%s: %s", state.crystal.id, action.words)
@@ -261,18 +270,18 @@ class _Job:
     def _pause(self, later: Later) -> None:
         self._start(later.words, later.start)
 
-    def _out_of_time(self, later: Later, output: Output | None) -> Outcome:
-        """Leave the rest to another job, or give up where too many have run out of time."""
+    def _to_another_job(self, later: Later, output: Output | None) -> Outcome:
+        """Leave the rest to another job, or give up where too many have left it."""
         state = self.state
-        state.timeouts += 1
+        state.jobs += 1
         if output is not None:
             self._pause(later)
-        if state.timeouts < JOBS:
+        if state.jobs < JOBS:
             state.save(self.folder)
             raise ContinueLater(f"{state.crystal.id}: {later.words}")
-        state.timeouts = 0  # the stage, run once more, goes on from here
+        state.jobs = 0  # the stage, run once more, goes on from here
         state.save(self.folder)
-        return self._outcome("failed", f"out of time in {JOBS} jobs", output)
+        return self._outcome("failed", f"{later.reason}, in {JOBS} jobs", output)
 
     def _finish(self, status: str, reason: str, output: Output) -> Outcome:
         outcome = self._outcome(status, reason, output)

@@ -24,7 +24,7 @@ class State:
     identity: hash of crystal and settings; a state of another one is not used.
     crystal: geometry in the input of the next run. last: the latest geometry after the candidate's, None before
     there is one; a run that starts from QE's own files starts there.
-    timeouts: jobs whose time ran out. rounds, used: of recovery. start: where the next run starts from.
+    jobs: whose time or memory ran out. rounds, used: of recovery. start: where the next run starts from.
     running: a run of pw.x was started and its end not yet seen.
     runs: runs of pw.x that have ended. seconds, cpu_seconds, steps, scf_steps: of these together.
     """
@@ -32,7 +32,7 @@ class State:
     identity: str
     crystal: Crystal
     last: Crystal | None = None
-    timeouts: int = 0
+    jobs: int = 0
     rounds: int = 0
     used: dict[str, int] = field(default_factory=dict)
     actions: list[str] = field(default_factory=list)

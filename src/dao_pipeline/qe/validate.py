@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dao_pipeline.config import QE, Campaign, expand_path, stage_settings
+from dao_pipeline.config import QE, Campaign, stage_settings
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.schema import COLUMNS
 from dao_pipeline.crystals.table import is_finished, provenance, read_table, write_table
-from dao_pipeline.errors import UserError
 from dao_pipeline.qe.cost import expected_of
 from dao_pipeline.qe.inputs import elements_of, method, method_hash, settings_hash
-from dao_pipeline.qe.pseudopotentials import Pseudopotential, find_pseudopotentials
+from dao_pipeline.qe.pseudopotentials import Pseudopotential, pseudopotentials_of
 from dao_pipeline.qe.run import Outcome, compute, identity
 from dao_pipeline.qe.select import affordable, chosen
 
@@ -131,15 +130,8 @@ def _validated(table: pa.Table, number: int, settings: QE, work: Path, minutes: 
 
 
 def pseudopotentials_for(settings: QE, crystals: Iterable[Crystal]) -> dict[str, Pseudopotential]:
-    """Pseudopotentials of all elements of some crystals.
-
-    Raises one UserError with everything that is wrong with them, or if the folder is not given.
-    """
-    if settings.pseudo_dir is None:
-        raise UserError("qe.pseudo_dir: not given. Name a folder with pseudopotentials (UPF).")
-    elements = dict.fromkeys(element for crystal in crystals for element in elements_of(crystal))
-    table = None if settings.pseudo_table is None else expand_path(settings.pseudo_table)
-    return find_pseudopotentials(expand_path(settings.pseudo_dir), elements, settings.functional, table)
+    """Pseudopotentials of all elements of some crystals; raises one UserError with all that is wrong with them."""
+    return pseudopotentials_of(settings, [element for crystal in crystals for element in elements_of(crystal)])
 
 
 def compute_row(
