@@ -24,6 +24,7 @@ from dao_pipeline.process.symmetrize import Symmetrizer
 from dao_pipeline.process.template_errors import template_errors
 from dao_pipeline.process.template_sampler import noised, refine
 from dao_pipeline.sources.embedded import load
+from tests.make import noise_of
 
 BACKBONE = Backbone(preset="tiny", layers=2, width=32, heads=4, frequencies=8, distances="none")
 
@@ -183,10 +184,7 @@ def test_a_model_without_such_paths_is_as_it_was(tmp_path: Path) -> None:
 
 def test_noised_templates_lie_between_template_and_noise() -> None:
     flow, layout, _, _, frac, lattice, _ = path(1000)
-    small, large = (
-        noised(flow, layout, Sampled(frac, lattice), share, torch.Generator().manual_seed(0))
-        for share in (0.01, 0.5)
-    )
+    small, large = (noised(flow, layout, Sampled(frac, lattice), share, noise_of(layout)) for share in (0.01, 0.5))
     assert (small.t, large.t) == (10, 500)
     assert same_points(small.frac_coords, frac, layout) < 0.02 < same_points(large.frac_coords, frac, layout)
 
