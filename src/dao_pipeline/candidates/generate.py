@@ -77,16 +77,8 @@ def generate_candidates(
     hashes = {name: file_hash(inputs[name]) for name in inputs if name != "plan"}
     identity = {"models": hashes, "settings": about["settings_hash"], "seed": campaign.seed}
     device = pick_device()
-    dao_g = load_model(generator, device)
-    if dao_g.about.kind != "dao_g":
-        raise UserError(f"{generator}: a {dao_g.about.kind} model cannot generate; name a DAO-G directory.")
-    dao_p = load_energy_model(energy_model, device) if settings.guidance_scale > 0 else None
-    if dao_p is not None:
-        require_same_process(dao_g, generator, dao_p, energy_model)
-    try:
-        about["sampling"] = settings.sampling(dao_g.process)._asdict()
-    except ValueError as error:
-        raise UserError(f"{generator}: {error}. Change the setting, or the model.") from None
+    dao_g, dao_p = load_models(campaign, generator, energy_model, device)
+    about["sampling"] = settings.sampling(dao_g.process)._asdict()
     needs = {"device": device_name(device), "generator": hashes["generator"]}
     if dao_p is not None:
         needs["energy_model"] = hashes["energy_model"]
@@ -119,6 +111,27 @@ def generate_candidates(
     result = parts.of(rows) if rows.num_rows else without_crystals(rows, settings, "ok")
     write_table(result, out, {**about, "batch_atoms": size.atoms})
     shutil.rmtree(work, ignore_errors=True)
+
+
+def load_models(
+    campaign: Campaign, generator: Path, energy_model: Path, device: torch.device
+) -> tuple[DaoModel, DaoModel | None]:
+    """DAO-G and, where it guides, DAO-P.
+
+    Raises UserError for models that do not fit each other or the settings.
+    """
+    settings = campaign.generate
+    dao_g = load_model(generator, device)
+    if dao_g.about.kind != "dao_g":
+        raise UserError(f"{generator}: a {dao_g.about.kind} model cannot generate; name a DAO-G directory.")
+    dao_p = load_energy_model(energy_model, device) if settings.guidance_scale > 0 else None
+    if dao_p is not None:
+        require_same_process(dao_g, generator, dao_p, energy_model)
+    try:
+        settings.sampling(dao_g.process)
+    except ValueError as error:
+        raise UserError(f"{generator}: {error}. Change the setting, or the model.") from None
+    return dao_g, dao_p
 
 
 def require_same_process(generator: DaoModel, generator_at: Path, energy_model: DaoModel, energy_at: Path) -> None:
