@@ -221,3 +221,14 @@ def test_special_positions_and_cubic_cells_stay() -> None:
     cells = metric_cell(symmetry.log_metrics(strained))
     lengths = cells.norm(dim=2)
     assert (lengths - lengths[:, :1]).abs().max() < 1e-9
+
+
+def test_a_cell_that_is_lost_leaves_the_others_alone() -> None:
+    table = crystals(5)
+    symmetry, flat = symmetrizer(table), flatten(table)
+    y = log_metric(torch.from_numpy(flat.lattice))
+    damaged = y.clone()
+    damaged[3] = torch.nan
+    found, healthy = symmetry.log_metrics(damaged), torch.arange(5) != 3
+    torch.testing.assert_close(found[healthy], symmetry.log_metrics(y)[healthy])
+    assert found[3].isnan().all()

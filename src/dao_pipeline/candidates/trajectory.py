@@ -33,8 +33,8 @@ class Frames:
 
     def watch(self, draw: int, level: int, coords: Tensor, lattice: Tensor) -> None:
         """Keep a frame."""
-        arrays = (values.double().cpu().numpy() for values in (coords % 1.0, lattice))
-        self.seen.setdefault(draw, []).append((level, *arrays))
+        where, cells = (values.double().cpu().numpy() for values in (coords % 1.0, lattice))
+        self.seen.setdefault(draw, []).append((level, where, cells))
 
 
 def write_trajectories(
