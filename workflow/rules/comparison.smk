@@ -16,10 +16,10 @@ rule reference_energies:
     retries: 2
     conda:
         "../../envs/qe.yaml"
-    threads: campaigns.threads("cpu")
+    threads: campaigns.threads("dft")
     resources:
-        mem_mb=campaigns.mem_mb("cpu"),
-        runtime=campaigns.runtime("cpu"),
+        mem_mb=campaigns.mem_mb("dft"),
+        runtime=campaigns.runtime("dft"),
     params:
         config="results/{campaign}/config.yaml",
         validation=lambda wildcards, input: folder_option(
