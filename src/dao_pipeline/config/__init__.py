@@ -21,6 +21,10 @@ from dao_pipeline.config.candidates import (
     Screen,
     TestSplit,
 )
+from dao_pipeline.config.comparison import (
+    CompareDFT,
+    DFTBaseline,
+)
 from dao_pipeline.config.compute import (
     Compute,
     Resources,
@@ -51,8 +55,8 @@ from dao_pipeline.config.models import (
 from dao_pipeline.config.paths import (
     expand_path,
 )
+from dao_pipeline.config.qe import QE
 from dao_pipeline.config.results import (
-    QE,
     VARIANT,
     Ablation,
     Evaluate,
@@ -82,9 +86,11 @@ __all__ = [
     "Ablation",
     "Backbone",
     "Campaign",
+    "CompareDFT",
     "Composition",
     "Compute",
     "CrysDB",
+    "DFTBaseline",
     "Data",
     "DataSource",
     "Dedup",
