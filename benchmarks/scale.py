@@ -200,7 +200,7 @@ def run(args: argparse.Namespace) -> None:
 def snakemake(file: Path, directory: Path, *options: Any) -> list[str]:
     """Snakemake's command line."""
     base = [sys.executable, "-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile", "--directory", directory]
-    return [str(word) for word in (*base, "--configfile", file, *options)]
+    return [str(word) for word in (*base, *options, "--configfile", file)]
 
 
 def counts(candidates: Path) -> dict[str, dict[str, int]]:
