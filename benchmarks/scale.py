@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -209,7 +210,7 @@ def counts(candidates: Path) -> dict[str, dict[str, int]]:
     for piece in iter_tables(candidates / "screened.parquet", columns=["status", "origin", "unique", "novel"]):
         for name in ("status", "origin"):
             found[name].update(piece[name].to_pylist())
-        unique, novel = (np.asarray(piece[name].to_pylist(), dtype=object) == True for name in ("unique", "novel"))  # noqa: E712
+        unique, novel = (np.asarray(pc.fill_null(piece[name], False)) for name in ("unique", "novel"))
         found["verdict"].update({"unique": int(unique.sum()), "unique and novel": int((unique & novel).sum())})
     rows = {"planned": pq.read_metadata(candidates / "plan.parquet").num_rows}
     return {"rows": rows} | {name: dict(counter.most_common()) for name, counter in found.items()}
