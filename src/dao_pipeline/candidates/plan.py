@@ -170,7 +170,7 @@ def plan_candidates(
             campaign=campaign.name,
             settings=settings,
             inputs={name: crysdb / f"{name}.parquet" for name in read},
-            not_planned={asked.target_id: reason for asked, reason in refused},
+            not_planned={asked.target_id or asked.composition: reason for asked, reason in refused},
         )
         log.info("%d candidates of %d compositions planned", file.rows, planned)
 
