@@ -1,6 +1,8 @@
-"""Are two crystals the same? pymatgen's StructureMatcher, made safe for cells that it cannot bear.
+"""Are two crystals the same? pymatgen's StructureMatcher, made safe for cells that it cannot bear, and fast.
 
-Nothing that runs on a GPU node imports this module.
+Fast by comparing only crystals with the same atoms in the primitive cell, by reducing each crystal once, and by
+``match_search``, which leaves out what pymatgen would reject. Decisions and displacements are pymatgen's. Nothing
+that runs on a GPU node imports this module.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dao_pipeline.config import Matcher
 from dao_pipeline.crystals.convert import to_structure
 from dao_pipeline.crystals.crystal import Crystal
 from dao_pipeline.crystals.geometry import cell_heights, compact
+from dao_pipeline.crystals.match_search import Reduced, find_match
 
 _THIN = 0.5
 _TOO_THIN = 0.01
@@ -36,6 +39,14 @@ def comparable(crystal: Crystal) -> Structure:
     return to_structure(crystal)
 
 
+def reduced(crystal: Crystal) -> Reduced:
+    """The crystal in the primitive cell that the matcher compares, Niggli-reduced.
+
+    Raises whatever pymatgen, numpy or scipy raise for a degenerate cell.
+    """
+    return Reduced(comparable(crystal).get_reduced_structure(reduction_algo="niggli").get_primitive_structure())
+
+
 def structure_matcher(settings: Matcher) -> StructureMatcher:
     """pymatgen's matcher with the tolerances of the campaign, other arguments default."""
     return StructureMatcher(ltol=settings.ltol, stol=settings.stol, angle_tol=settings.angle_tol)
@@ -50,33 +61,31 @@ class Sameness:
     def __init__(self, settings: Matcher) -> None:
         self.matcher = structure_matcher(settings)
 
-    def reduce(self, crystal: Crystal) -> Structure | None:
+    def reduce(self, crystal: Crystal) -> Reduced | None:
         """Primitive cell, reduced as the matcher would; None where that fails: such a crystal matches nothing."""
         try:
-            return comparable(crystal).get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
+            return reduced(crystal)
         except Exception:  # whatever a degenerate cell provokes in pymatgen, numpy or scipy
             return None
 
-    def __call__(self, first: Structure | None, second: Structure | None) -> bool:
+    def __call__(self, first: Reduced | None, second: Reduced | None) -> bool:
         """Whether two reduced crystals match."""
         if first is None or second is None:
             return False
         try:
-            return bool(self.matcher.fit(first, second, skip_structure_reduction=True))
+            return find_match(self.matcher, first, second, use_rms=False, any_will_do=True) is not None
         except Exception:  # whatever a degenerate cell provokes in pymatgen, numpy or scipy
             return False
 
-    def rms(self, first: Structure | None, second: Structure | None) -> float:
+    def rms(self, first: Reduced | None, second: Reduced | None) -> float:
         """Displacement of the atoms of two reduced crystals in units of (V/n)^(1/3); NaN where they do not match.
 
         What ``StructureMatcher.get_rms_dist`` finds for the whole crystals, which it would reduce for every pair.
         """
         if first is None or second is None:
             return float("nan")
-        matcher = self.matcher
         try:
-            pair = matcher._preprocess(first, second, niggli=False, skip_structure_reduction=True)
-            found = matcher._match(*pair, use_rms=True, break_on_match=False)
+            found = find_match(self.matcher, first, second, use_rms=True, any_will_do=False)
         except Exception:  # whatever a degenerate cell provokes in pymatgen, numpy or scipy
             return float("nan")
-        return float("nan") if found is None else float(found[0])
+        return float("nan") if found is None else found.value
