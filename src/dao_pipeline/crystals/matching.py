@@ -17,7 +17,7 @@ from dao_pipeline.config import Matcher
 from dao_pipeline.crystals.convert import to_structure
 from dao_pipeline.crystals.crystal import Crystal
 from dao_pipeline.crystals.geometry import cell_heights, compact
-from dao_pipeline.crystals.match_search import Reduced, find_match
+from dao_pipeline.crystals.match_search import Reduced, displacement, is_match
 
 _THIN = 0.5
 _TOO_THIN = 0.01
@@ -44,7 +44,40 @@ def reduced(crystal: Crystal) -> Reduced:
 
     Raises whatever pymatgen, numpy or scipy raise for a degenerate cell.
     """
-    return Reduced(comparable(crystal).get_reduced_structure(reduction_algo="niggli").get_primitive_structure())
+    niggli = comparable(crystal).get_reduced_structure(reduction_algo="niggli")
+    return Reduced(niggli if _surely_primitive(niggli) else niggli.get_primitive_structure())
+
+
+def _surely_primitive(structure: Structure, tolerance: float = 0.25) -> bool:
+    """Whether ``get_primitive_structure`` would return the cell as it is; False: it may, or may not.
+
+    A smaller cell needs a formula unit less than the cell, and a translation that brings each atom to less than
+    twice the tolerance (angstrom, along each axis) from one of its element. pymatgen looks for it among the
+    vectors from an atom of the rarest element to the others, as is done here, with a tolerance a little wider.
+    Without any but zero, the vectors of a smaller cell, multiples of 1 / units of the present ones, are near none
+    of them, unless an axis is so short that the tolerance is as much.
+    """
+    numbers = np.array([site.specie.Z for site in structure])
+    elements, counts = np.unique(numbers, return_counts=True)
+    units = int(np.gcd.reduce(counts))
+    if units == 1:
+        return True
+    frac = structure.frac_coords
+    near = 2 * tolerance / np.array(structure.lattice.abc) * (1 + 1e-6) + 1e-9
+    if not near.max() * units < 2:
+        return False
+    # which of several rarest elements pymatgen takes, and which atom of it, follows from their names: try them all
+    for element in elements[counts == counts.min()]:
+        own = frac[numbers == element]
+        vectors = (own[None, :] - own[:, None])[~np.eye(len(own), dtype=bool)]
+        for other in elements:
+            atoms = frac[numbers == other]
+            difference = (atoms[:, None] - atoms[None, :])[None] + vectors[:, None, None]
+            difference -= np.rint(difference)
+            vectors = vectors[(np.abs(difference) <= near).all(3).any(2).all(1)]
+        if len(vectors):
+            return False
+    return True
 
 
 def structure_matcher(settings: Matcher) -> StructureMatcher:
@@ -73,7 +106,7 @@ class Sameness:
         if first is None or second is None:
             return False
         try:
-            return find_match(self.matcher, first, second, use_rms=False, any_will_do=True) is not None
+            return is_match(self.matcher, first, second)
         except Exception:  # whatever a degenerate cell provokes in pymatgen, numpy or scipy
             return False
 
@@ -85,7 +118,7 @@ class Sameness:
         if first is None or second is None:
             return float("nan")
         try:
-            found = find_match(self.matcher, first, second, use_rms=True, any_will_do=False)
+            found = displacement(self.matcher, first, second)
         except Exception:  # whatever a degenerate cell provokes in pymatgen, numpy or scipy
             return float("nan")
-        return float("nan") if found is None else found.value
+        return float("nan") if found is None else found
