@@ -264,11 +264,14 @@ def screen_candidates(
     ranker: Annotated[
         Path | None, typer.Option(help="directory written by train-ranker [default: rank by predicted energy]")
     ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="folder for finished parts of the second model's work [default: none kept]")
+    ] = None,
 ) -> None:
     """Check, group, rank: one row per planned candidate, whatever happened to it; CIFs go into a zip beside it."""
     from dao_pipeline.candidates.screen import screen_candidates as run
 
-    run(_campaign(config), plan, generated, crysdb, energy_model, out, ranker)
+    run(_campaign(config), plan, generated, crysdb, energy_model, out, ranker, work)
 
 
 @command

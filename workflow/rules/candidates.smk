@@ -182,9 +182,10 @@ rule screen_candidates:
         crysdb=subpath(input.train, parent=True),
         energy_model=subpath(input.energy_model, parent=True),
         ranker=campaigns.ranker_option,
+        work="work/{campaign}/screen_candidates",
         settings=campaigns.settings("screen_candidates"),
         code=stage_code_hash("screen_candidates"),
     shell:
         "dao-pipeline screen-candidates --config {params.config:q} --plan {input.plan:q}"
         " --generated {params.generated:q} --crysdb {params.crysdb:q} --energy-model {params.energy_model:q}"
-        " {params.ranker} --out {output.screened:q} > {log:q} 2>&1"
+        " {params.ranker} --out {output.screened:q} --work {params.work:q} > {log:q} 2>&1"
