@@ -31,7 +31,7 @@ def test_a_hull_needs_formation_energies_or_a_second_model(tmp_path: Path) -> No
     assert problems(screen=hull, energy_model={"pretrained": str(tmp_path)}) == []
     second = {"second_model": {"model": "chgnet"}, "hull": {"entries": "crysdb", "model": "chgnet"}}
     assert problems(screen=second) == []
-    with pytest.raises(UserError, match="second_model.model is none"):
+    with pytest.raises(UserError, match=r"second_model\.model is none"):
         problems(screen={"hull": {"entries": "crysdb", "model": "chgnet"}})
 
 

@@ -26,6 +26,9 @@ _WIDER_BY = 1e-9
 _FIRST_ATOMS = 2
 """Atoms of the first round of the test; each further round takes twice as many, of the placements still left."""
 
+_AT_ONCE = 40_000
+"""Pairs of atoms, over all placements, up to which there is but one round."""
+
 _EXACT = 1e-5
 """pymatgen ends its search for the smallest displacement below this."""
 
@@ -64,6 +67,49 @@ class Reduced:
         """Of the cell, angstrom^3."""
         return float(self.structure.lattice.volume)
 
+    @cached_property
+    def unit(self) -> _Cell:
+        """The cell scaled to volume 1."""
+        return _Cell.of(self.matrix / np.cbrt(self.volume))
+
+    def shell(self, radius: float) -> _Shell:
+        """Lattice vectors of ``unit`` up to ``radius``, and perhaps some more."""
+        kept: _Shell | None = self.__dict__.get("_shell")
+        if kept is None or kept.radius < radius:
+            kept = _Shell.of(Lattice(self.unit.matrix), 1.2 * radius)
+            self.__dict__["_shell"] = kept
+        return kept
+
+
+class _Cell(NamedTuple):
+    """A basis (3, 3), its lengths (3,) and angles (3,) in degrees: alpha, beta, gamma."""
+
+    matrix: np.ndarray
+    lengths: np.ndarray
+    angles: np.ndarray
+
+    @classmethod
+    def of(cls, matrix: np.ndarray) -> _Cell:
+        lengths = np.sqrt((matrix**2).sum(1))
+        cosines = (matrix[[1, 0, 0]] * matrix[[2, 2, 1]]).sum(1) / (lengths[[1, 0, 0]] * lengths[[2, 2, 1]])
+        return cls(matrix, lengths, np.degrees(np.arccos(np.clip(cosines, -1, 1))))
+
+
+class _Shell(NamedTuple):
+    """Lattice vectors up to a radius: whole-numbered (N, 3), Cartesian (N, 3), lengths (N,)."""
+
+    radius: float
+    steps: np.ndarray
+    cart: np.ndarray
+    distance: np.ndarray
+
+    @classmethod
+    def of(cls, lattice: Lattice, radius: float) -> _Shell:
+        found: Any = lattice.get_points_in_sphere([[0, 0, 0]], [0, 0, 0], radius, zip_results=False)
+        if not len(found[0]):
+            return cls(radius, np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0))
+        return cls(radius, found[0], lattice.get_cartesian_coords(found[0]), found[1])
+
 
 def is_match(matcher: StructureMatcher, first: Reduced, second: Reduced) -> bool:
     """What ``matcher.fit`` decides about two reduced crystals: whether any placement fits.
@@ -71,6 +117,8 @@ def is_match(matcher: StructureMatcher, first: Reduced, second: Reduced) -> bool
     The matcher must scale volumes, compare elements, and neither build supercells nor allow subsets, as is its
     default. Raises what pymatgen and numpy raise for degenerate cells.
     """
+    if first.kinds != second.kinds or _hopeless(matcher, first, second):
+        return False
     search = _Search.of(matcher, first, second)
     if search is None:
         return False
@@ -103,6 +151,43 @@ def displacement(matcher: StructureMatcher, first: Reduced, second: Reduced) -> 
     return best if best is not None and best < matcher.stol else None
 
 
+def _hopeless(matcher: StructureMatcher, first: Reduced, second: Reduced) -> bool:
+    """Whether no placement can be accepted, as far as arrays show that are kept with the crystals.
+
+    All of pymatgen's tests are about ratios of lengths, and the two cells are scaled to one volume first. So the
+    tests can be made in cells of volume 1, which need not be made for each pair. Everything is a little wider
+    here.
+    """
+    target = second.unit
+    shell = first.shell(float(target.lengths.max()) * (1 + matcher.ltol) * _WIDER)
+    steps, mappings = _mappings(shell, target, matcher.ltol + 1e-6, matcher.angle_tol + 1e-6)
+    if not len(steps):
+        return True
+    atoms = _Atoms.of(first, second)
+    frac1 = first.frac @ np.linalg.inv(steps)
+    lattice, _, _ = _possible(mappings, frac1, second.frac, target, atoms, matcher.stol, largest=True)
+    return not len(lattice)
+
+
+class _Atoms(NamedTuple):
+    """Which atoms may be laid on each other.
+
+    forbidden: (n, n), atom of the second, atom of the first, of unlike elements. anchor: the atom of the second,
+    and anchors: (A,), those of the first that are laid on it.
+    """
+
+    forbidden: np.ndarray
+    anchor: int
+    anchors: np.ndarray
+
+    @classmethod
+    def of(cls, first: Reduced, second: Reduced) -> _Atoms:
+        forbidden = second.numbers[:, None] != first.numbers[None, :]
+        # the rarest element gives the fewest pairs of atoms to lay on each other
+        anchor = int(np.argmax(forbidden.sum(1)))
+        return cls(forbidden, anchor, np.flatnonzero(~forbidden[anchor]))
+
+
 class _Mean(NamedTuple):
     """What pymatgen makes of the mean of two cells: lattice, (n/V)^(1/3), box of the first and of the second
     test."""
@@ -115,12 +200,10 @@ class _Mean(NamedTuple):
 
 @dataclass
 class _Search:
-    """Placements of one crystal on another, both scaled to the same volume.
+    """Placements of one crystal on another, both scaled to the same volume as pymatgen does.
 
     mappings: (K, 3, 3) angstrom, bases of the first that resemble the lattice of the second. cart: (n, 3)
-    angstrom, atoms of the first; frac2: (n, 3), of the second. forbidden: (n, n), atom of the second, atom of the
-    first, of unlike elements. anchor: the atom of the second, and anchors: (A,), those of the first that are laid
-    on it.
+    angstrom, atoms of the first; frac2: (n, 3), of the second.
     """
 
     matcher: StructureMatcher
@@ -128,9 +211,7 @@ class _Search:
     cart: np.ndarray
     frac2: np.ndarray
     lattice2: Lattice
-    forbidden: np.ndarray
-    anchor: int
-    anchors: np.ndarray
+    atoms: _Atoms
     _frac: dict[int, tuple[np.ndarray, _Mean]]
     _means: dict[Any, _Mean]
 
@@ -142,16 +223,14 @@ class _Search:
             return None
         ratio = (second.volume / first.volume) ** (1 / 6)
         lattice1, lattice2 = Lattice(first.matrix * ratio), Lattice(second.matrix / ratio)
-        mappings = _mappings(lattice1, lattice2, matcher.ltol, matcher.angle_tol)
+        target = _Cell(lattice2.matrix, np.array(lattice2.lengths), np.array(lattice2.angles))
+        shell = _Shell.of(lattice1, max(lattice2.lengths) * (1 + matcher.ltol))
+        _, mappings = _mappings(shell, target, matcher.ltol, matcher.angle_tol)
         if not len(mappings):
             return None
-        forbidden = second.numbers[:, None] != first.numbers[None, :]
-        # the rarest element gives the fewest pairs of atoms to lay on each other
-        anchor = int(np.argmax(forbidden.sum(1)))
         # one product per atom, as pymatgen's sites do: a product of all atoms may be rounded in another way
         cart = np.array([np.dot(frac, lattice1.matrix) for frac in first.frac])
-        anchors = np.flatnonzero(~forbidden[anchor])
-        return cls(matcher, mappings, cart, second.frac, lattice2, forbidden, anchor, anchors, {}, {})
+        return cls(matcher, mappings, cart, second.frac, lattice2, _Atoms.of(first, second), {}, {})
 
     def distances(self, lattice: int, place: int) -> np.ndarray | None:
         """(n,) displacements of the atoms in one placement, in (V/n)^(1/3), by pymatgen's functions; None where it
@@ -162,8 +241,8 @@ class _Search:
             frac -= np.floor(frac)
             self._frac[lattice] = frac, self._mean(basis)
         frac, mean = self._frac[lattice]
-        mask = self.forbidden.astype(np.int64)
-        moved = self.frac2 + (frac[self.anchors[place]] - self.frac2[self.anchor])
+        mask = self.atoms.forbidden.astype(np.int64)
+        moved = self.frac2 + (frac[self.atoms.anchors[place]] - self.frac2[self.atoms.anchor])
         if not self.matcher._cmp_fstruct(frac, moved, mean.box, mask):
             return None
         found = self.matcher._cart_dists(frac, moved, mean.lattice, mask, mean.normalization, mean.box_lll)
@@ -183,82 +262,105 @@ class _Search:
         return self._means[parameters]
 
     def possible(self, largest: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Placements that may fit, in pymatgen's order: lattices (P,), places of the atom among the anchors (P,),
-        and how far the atoms are (P,), for an order.
-
-        pymatgen's first test: each atom has one of its kind within a box, whose half edges are ``2 r / h`` in
-        fractions of the mean cell, with its heights h and r = stol (V/n)^(1/3).
-
-        With ``largest`` the largest displacement decides, and another test is possible. Let pymatgen accept a
-        placement with displacements v_i before, and v_i - u after the best translation u, all shorter than r. Then
-        |v_i - v_a| < 2 r for all atoms i and the anchor a. So if the anchor of the first was laid on the atom that
-        a is assigned to, each atom would have one of its kind in a ball of radius 2 r. If no placement of a
-        lattice has that, no placement of this lattice is accepted. A vector shorter than 2 r lies in the box;
-        where that is smaller than half of the cell on all sides only one image does, and the ball is tested with
-        it.
-        """
+        """See ``_possible``; in pymatgen's order."""
         with np.errstate(all="ignore"):
-            box, metric, radius = _mean_cells(self.mappings, self.lattice2, len(self.cart), self.matcher.stol)
-            box = box * _WIDER + _WIDER_BY
             frac1 = self.cart @ np.linalg.inv(self.mappings)
-        # nearly flat cells: pymatgen has the word
-        box[~np.isfinite(box)] = np.inf
-        lattice, place = (array.ravel() for array in np.indices((len(self.mappings), len(self.anchors))))
-        shift = frac1[lattice, self.anchors[place]] - self.frac2[self.anchor]
-        far = np.zeros(len(lattice))
-        done, step, n = 0, _FIRST_ATOMS, len(self.cart)
-        while done < n and len(lattice):
-            atoms = slice(done, done + step)
-            moved = self.frac2[atoms] + shift[:, None]
-            difference = moved[:, :, None] - frac1[lattice][:, None]
-            difference -= np.rint(difference)
-            near = ~(np.abs(difference) > box[lattice, None, None]).any(3) & ~self.forbidden[atoms]
-            left = near.any(2).all(1)
-            if largest:
-                squared = ((difference[left] @ metric[lattice[left], None]) * difference[left]).sum(3)
-                squared[:, self.forbidden[atoms]] = np.inf
-                far = np.maximum(far[left], squared.min(2).max(1))
-            lattice, place, shift = lattice[left], place[left], shift[left]
-            done, step = done + step, 2 * step
-        if not largest:
-            return lattice, place, far
-        several_images = np.flatnonzero((box >= 0.5).any(1))
-        in_balls = lattice[~(far > (2 * radius[lattice]) ** 2 * _WIDER)]
-        left = np.isin(lattice, np.concatenate([several_images, in_balls]))
-        return lattice[left], place[left], far[left]
+        target = _Cell(self.lattice2.matrix, np.array(self.lattice2.lengths), np.array(self.lattice2.angles))
+        return _possible(self.mappings, frac1, self.frac2, target, self.atoms, self.matcher.stol, largest)
 
 
-def _mappings(lattice: Lattice, target: Lattice, ltol: float, angle_tol: float) -> np.ndarray:
-    """(K, 3, 3) angstrom: bases of ``lattice`` with lengths and angles near the target's, in pymatgen's order.
+def _possible(
+    mappings: np.ndarray,
+    frac1: np.ndarray,
+    frac2: np.ndarray,
+    target: _Cell,
+    atoms: _Atoms,
+    stol: float,
+    largest: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Placements that may fit: lattices (P,), places of the atom among the anchors (P,), and how far the atoms are
+    (P,), squared, for an order.
+
+    mappings: (K, 3, 3), bases of the first crystal. frac1: (K, n, 3), its atoms in them. frac2: (n, 3), of the
+    second, in its cell, the target.
+
+    pymatgen's first test: each atom has one of its kind within a box, whose half edges are ``2 r / h`` in
+    fractions of the mean cell, with its heights h and r = stol (V/n)^(1/3).
+
+    With ``largest`` the largest displacement decides, and another test is possible. Let pymatgen accept a
+    placement with displacements v_i before, and v_i - u after the best translation u, all shorter than r. Then
+    |v_i - v_a| < 2 r for all atoms i and the anchor a. So if the anchor of the first was laid on the atom that a
+    is assigned to, each atom would have one of its kind in a ball of radius 2 r. If no placement of a lattice has
+    that, no placement of this lattice is accepted. A vector shorter than 2 r lies in the box; where that is
+    smaller than half of the cell on all sides only one image does, and the ball is tested with it.
+    """
+    with np.errstate(all="ignore"):
+        box, metric, radius = _mean_cells(mappings, target, len(frac2), stol)
+        box = box * _WIDER + _WIDER_BY
+    box[~np.isfinite(box)] = np.inf  # nearly flat cells: pymatgen has the word
+    lattice, place = (array.ravel() for array in np.indices((len(mappings), len(atoms.anchors))))
+    shift = frac1[lattice, atoms.anchors[place]] - frac2[atoms.anchor]
+    far = np.zeros(len(lattice))
+    n = len(frac2)
+    done, step = 0, n if len(lattice) * n * n <= _AT_ONCE else _FIRST_ATOMS
+    while done < n and len(lattice):
+        some = slice(done, done + step)
+        moved = frac2[some] + shift[:, None]
+        difference = moved[:, :, None] - frac1[lattice][:, None]
+        difference -= np.rint(difference)
+        near = ~(np.abs(difference) > box[lattice, None, None]).any(3) & ~atoms.forbidden[some]
+        left = near.any(2).all(1)
+        lattice, place, shift = lattice[left], place[left], shift[left]
+        if largest and len(lattice):
+            difference = difference[left]
+            squared = ((difference @ metric[lattice, None]) * difference).sum(3)
+            squared[:, atoms.forbidden[some]] = np.inf
+            far = np.maximum(far[left], squared.min(2).max(1))
+        done, step = done + step, 2 * step
+    if not largest or not len(lattice):
+        return lattice, place, far
+    several_images = np.flatnonzero((box >= 0.5).any(1))
+    in_balls = lattice[~(far > (2 * radius[lattice]) ** 2 * _WIDER)]
+    left = np.isin(lattice, np.concatenate([several_images, in_balls]))
+    return lattice[left], place[left], far[left]
+
+
+def _mappings(shell: _Shell, target: _Cell, ltol: float, angle_tol: float) -> tuple[np.ndarray, np.ndarray]:
+    """Bases of a lattice with lengths and angles near the target's, in pymatgen's order: in whole numbers (K, 3,
+    3), and as vectors (K, 3, 3). The shell must reach (1 + ltol) times the longest edge of the target.
 
     The vectors, tests and order are those of ``Lattice.find_all_mappings``, whose loops they replace; of its bases
     only those that span a cell of the same volume count (the determinant is a whole number).
     """
-    lengths, (alpha, beta, gamma) = target.lengths, target.angles
-    found: Any = lattice.get_points_in_sphere([[0, 0, 0]], [0, 0, 0], max(lengths) * (1 + ltol), zip_results=False)
-    frac, distance = np.asarray(found[0]), np.asarray(found[1])
-    if not len(frac):
-        return np.zeros((0, 3, 3))
-    cart = lattice.get_cartesian_coords(frac)
-    near = [(distance / length < 1 + ltol) & (distance / length > 1 / (1 + ltol)) for length in lengths]
-    vectors = [cart[rows] for rows in near]
+    ratio = shell.distance / target.lengths[:, None]
+    near = [np.flatnonzero(rows) for rows in (ratio < 1 + ltol) & (ratio > 1 / (1 + ltol))]
+    vectors = [shell.cart[rows] for rows in near]
     sizes = [np.sum(v**2, axis=-1) ** 0.5 for v in vectors]
 
     def right_angle(i: int, j: int, wanted: float) -> np.ndarray:
         cosines = np.inner(vectors[i], vectors[j]) / sizes[i][:, None] / sizes[j]
-        return np.asarray(np.abs(np.rad2deg(np.arccos(np.clip(cosines, -1, 1))) - wanted) <= angle_tol)
+        np.clip(cosines, -1, 1, out=cosines)
+        return np.asarray(np.abs(np.rad2deg(np.arccos(cosines)) - wanted) <= angle_tol)
 
-    by_alpha, by_beta = right_angle(1, 2, alpha), right_angle(0, 2, beta)
+    # most pairs of different crystals end at one of these
+    none = np.zeros((0, 3, 3))
+    if not all(map(len, near)):
+        return none, none
+    alpha, beta, gamma = target.angles.tolist()
     a, b = np.nonzero(right_angle(0, 1, gamma))
-    pair, c = np.nonzero(by_alpha[b] & by_beta[a])
-    a, b = a[pair], b[pair]
-    steps = np.stack([frac[near[0]][a], frac[near[1]][b], frac[near[2]][c]], axis=1)
+    if not len(a):
+        return none, none
+    pair, c = np.nonzero(right_angle(1, 2, alpha)[b] & right_angle(0, 2, beta)[a])
+    if not len(c):
+        return none, none
+    rows = np.stack([near[0][a[pair]], near[1][b[pair]], near[2][c]], axis=1)
+    steps = shell.steps[rows]
     same_volume = np.abs(np.abs(np.linalg.det(steps)) - 1) <= 0.5
-    return np.stack([vectors[0][a], vectors[1][b], vectors[2][c]], axis=1)[same_volume]
+    return steps[same_volume], shell.cart[rows[same_volume]]
 
 
 def _mean_cells(
-    mappings: np.ndarray, lattice2: Lattice, atoms: int, stol: float
+    mappings: np.ndarray, target: _Cell, atoms: int, stol: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the means of K bases with a lattice: half edges of pymatgen's box (K, 3), in fractions of the cell,
     metric
@@ -271,8 +373,8 @@ def _mean_cells(
     lengths = np.sqrt((mappings**2).sum(2))
     unit = mappings / lengths[:, :, None]
     cosines = np.stack([(unit[:, i] * unit[:, j]).sum(1) for i, j in ((1, 2), (0, 2), (0, 1))], axis=1)
-    angles = (np.arccos(np.clip(cosines, -1, 1)) + np.radians(lattice2.angles)) / 2
-    lengths = (lengths + np.array(lattice2.lengths)) / 2
+    angles = (np.arccos(np.clip(cosines, -1, 1)) + np.radians(target.angles)) / 2
+    lengths = (lengths + target.lengths) / 2
     cosines = np.cos(angles)
     w = np.sqrt(1 - (cosines**2).sum(1) + 2 * cosines.prod(1))
     heights = lengths * w[:, None] / np.sin(angles)
