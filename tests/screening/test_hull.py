@@ -88,6 +88,7 @@ def test_candidates_and_phases_are_judged_by_one_model(model: Path, phases: Path
     for found, wanted in zip(table["e_above_hull_pred"].to_pylist(), expected, strict=True):
         assert found == (None if wanted is None else pytest.approx(wanted))
     assert table["hull_status"].to_pylist() == [*["ok"] * 4, "no_energy", "no_reference_with_Zr"]
+    assert table["hull_phases"].to_pylist() == [2, 2, 2, 2, 2, 0]
     passport = passport_of(table)
     assert passport is not None
     assert passport["database_version"] == "2025.1"

@@ -133,6 +133,7 @@ STAGES: dict[str, Column] = {
         _float, "eV/atom", "above the hull of known phases, all by one model; negative: below it"
     ),
     "hull": Column(_text, "", "that hull: entries, model, hash; the metadata say more (hull)"),
+    "hull_phases": Column(_count, "", "formulas of known phases in its chemical system and the subsystems of it"),
     "hull_status": Column(_text, "", "ok, or why there is no energy above the hull"),
 }
 """Columns that stages add."""

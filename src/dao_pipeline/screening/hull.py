@@ -78,7 +78,7 @@ def add_hull(
     workers: int = 1,
     work: Path | None = None,
 ) -> pa.Table:
-    """Add e_above_hull_pred, hull and hull_status; unchanged where ``screen.hull.entries`` is null.
+    """Add e_above_hull_pred, hull, hull_phases and hull_status; unchanged where ``screen.hull.entries`` is null.
 
     crysdb: what ``entries: crysdb`` means, a CrysDB folder or a crystal table. work: see ``second_model``. The
     schema's metadata get the passport (``passport_of``).
@@ -100,6 +100,9 @@ def add_hull(
     ]
     table = set_column(table, "e_above_hull_pred", distances)
     table = set_column(table, "hull", [hull.label] * table.num_rows)
+    known = [_elements(name) for name in hull.phases.names]
+    counts = {name: sum(phase <= _elements(name) for phase in known) for name in set(formulas)}
+    table = set_column(table, "hull_phases", [counts[name] for name in formulas])
     table = set_column(table, "hull_status", statuses)
     return table.replace_schema_metadata({**(table.schema.metadata or {}), b"hull": json.dumps(hull.passport)})
 
