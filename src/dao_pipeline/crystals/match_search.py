@@ -19,6 +19,8 @@ import numpy as np
 from pymatgen.core import Lattice, Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 
+from dao_pipeline.crystals.elements import SYMBOLS
+
 _WIDER = 1 + 1e-6
 _WIDER_BY = 1e-9
 """The tests in arrays allow so much more than pymatgen, in fractions of a cell. Rounding comes to some 1e-13."""
@@ -33,19 +35,30 @@ _EXACT = 1e-5
 """pymatgen ends its search for the smallest displacement below this."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reduced:
-    """A crystal in the primitive, Niggli-reduced cell that the matcher compares, and what it asks of each anew."""
+    """A crystal in the primitive, Niggli-reduced cell that the matcher compares, and what it asks of each anew.
 
-    structure: Structure
+    numbers: (n,) atomic numbers. frac: (n, 3) fractional coordinates. matrix: (3, 3) angstrom, vectors as rows.
+    """
+
+    numbers: np.ndarray
+    frac: np.ndarray
+    matrix: np.ndarray
+
+    @classmethod
+    def of(cls, structure: Structure) -> Reduced:
+        """A structure that is reduced already."""
+        numbers = np.array([site.specie.Z for site in structure], dtype=np.int64)
+        return cls(numbers, np.array(structure.frac_coords), np.array(structure.lattice.matrix))
 
     def __len__(self) -> int:
-        return len(self.structure)
+        return len(self.numbers)
 
     @cached_property
-    def numbers(self) -> np.ndarray:
-        """(n,) atomic numbers."""
-        return np.array([site.specie.Z for site in self.structure], dtype=np.int64)
+    def structure(self) -> Structure:
+        """The same for pymatgen."""
+        return Structure(Lattice(self.matrix), [SYMBOLS[z] for z in self.numbers.tolist()], self.frac)
 
     @cached_property
     def kinds(self) -> tuple[int, ...]:
@@ -53,19 +66,9 @@ class Reduced:
         return tuple(sorted(self.numbers.tolist()))
 
     @cached_property
-    def frac(self) -> np.ndarray:
-        """(n, 3) fractional coordinates."""
-        return np.array(self.structure.frac_coords)
-
-    @cached_property
-    def matrix(self) -> np.ndarray:
-        """(3, 3) angstrom, lattice vectors as rows."""
-        return np.array(self.structure.lattice.matrix)
-
-    @cached_property
     def volume(self) -> float:
         """Of the cell, angstrom^3."""
-        return float(self.structure.lattice.volume)
+        return float(Lattice(self.matrix).volume)
 
     @cached_property
     def unit(self) -> _Cell:

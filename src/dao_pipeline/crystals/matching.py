@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from pymatgen.core import Structure
+from pymatgen.core import Lattice, Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 
 from dao_pipeline.config import Matcher
@@ -30,25 +30,38 @@ def comparable(crystal: Crystal) -> Structure:
 
     Raises ValueError for cells without thickness, which are no crystals.
     """
-    if cell_heights(crystal.lattice[None]).min() < _THIN:
-        basis = compact(crystal.lattice[None])[0]
-        if not np.linalg.norm(basis, axis=1).min() > _TOO_THIN:
-            raise ValueError("the cell is flat")
-        coords = crystal.frac_coords @ crystal.lattice @ np.linalg.inv(basis)
-        crystal = replace(crystal, lattice=basis, frac_coords=coords)
-    return to_structure(crystal)
+    return to_structure(_not_skewed(crystal))
+
+
+def _not_skewed(crystal: Crystal) -> Crystal:
+    if not cell_heights(crystal.lattice[None]).min() < _THIN:
+        return crystal
+    basis = compact(crystal.lattice[None])[0]
+    if not np.linalg.norm(basis, axis=1).min() > _TOO_THIN:
+        raise ValueError("the cell is flat")
+    coords = crystal.frac_coords @ crystal.lattice @ np.linalg.inv(basis)
+    return replace(crystal, lattice=basis, frac_coords=coords)
 
 
 def reduced(crystal: Crystal) -> Reduced:
     """The crystal in the primitive cell that the matcher compares, Niggli-reduced.
 
-    Raises whatever pymatgen, numpy or scipy raise for a degenerate cell.
+    Bit by bit what ``get_reduced_structure`` and ``get_primitive_structure`` make of ``comparable(crystal)``,
+    without making sites for it. Raises whatever pymatgen, numpy or scipy raise for a degenerate cell.
     """
-    niggli = comparable(crystal).get_reduced_structure(reduction_algo="niggli")
-    return Reduced(niggli if _surely_primitive(niggli) else niggli.get_primitive_structure())
+    crystal = _not_skewed(crystal)
+    lattice, frac = Lattice(crystal.lattice), crystal.frac_coords
+    niggli = lattice.get_niggli_reduced_lattice()
+    if niggli != lattice:
+        # atom by atom, as pymatgen does: products of matrices may be rounded in another way
+        cart = [np.dot(one, lattice.matrix) for one in frac]
+        frac = np.array([np.mod(np.dot(one, niggli.inv_matrix), 1) for one in cart])
+        lattice = niggli
+    found = Reduced(np.asarray(crystal.atomic_numbers), frac, lattice.matrix)
+    return found if _surely_primitive(found) else Reduced.of(found.structure.get_primitive_structure())
 
 
-def _surely_primitive(structure: Structure, tolerance: float = 0.25) -> bool:
+def _surely_primitive(crystal: Reduced, tolerance: float = 0.25) -> bool:
     """Whether ``get_primitive_structure`` would return the cell as it is; False: it may, or may not.
 
     A smaller cell needs a formula unit less than the cell, and a translation that brings each atom to less than
@@ -57,13 +70,12 @@ def _surely_primitive(structure: Structure, tolerance: float = 0.25) -> bool:
     Without any but zero, the vectors of a smaller cell, multiples of 1 / units of the present ones, are near none
     of them, unless an axis is so short that the tolerance is as much.
     """
-    numbers = np.array([site.specie.Z for site in structure])
+    numbers, frac = crystal.numbers, crystal.frac
     elements, counts = np.unique(numbers, return_counts=True)
     units = int(np.gcd.reduce(counts))
     if units == 1:
         return True
-    frac = structure.frac_coords
-    near = 2 * tolerance / np.array(structure.lattice.abc) * (1 + 1e-6) + 1e-9
+    near = 2 * tolerance / np.linalg.norm(crystal.matrix, axis=1) * (1 + 1e-6) + 1e-9
     if not near.max() * units < 2:
         return False
     # which of several rarest elements pymatgen takes, and which atom of it, follows from their names: try them all
