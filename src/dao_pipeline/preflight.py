@@ -24,6 +24,7 @@ from dao_pipeline.crystals.formula import parse_formula
 from dao_pipeline.crystals.schema import CRYSTAL
 from dao_pipeline.crystals.table import read_about, require_crystals, table_files
 from dao_pipeline.errors import UserError
+from dao_pipeline.preflight_screen import screen_problems
 from dao_pipeline.sources.keys import HOW_TO, materials_project_key
 
 Origin = str | Path
@@ -96,7 +97,8 @@ def _problems(campaigns: Mapping[Path, Campaign] | Mapping[str, Campaign]) -> li
 
 
 def _own_problems(campaign: Campaign) -> list[str]:
-    return [problem for check in (_data, _tables, _pretrained, _ranker, _qe) for problem in check(campaign)]
+    checks = (_data, _tables, _pretrained, _ranker, screen_problems, _qe)
+    return [problem for check in checks for problem in check(campaign)]
 
 
 def _data(campaign: Campaign) -> Iterator[str]:
