@@ -311,7 +311,7 @@ def cluster(args: argparse.Namespace) -> None:
             for r in runs
         ),
         "",
-        f"{args.candidates:,} candidates: {compositions:,} compositions x {args.samples} samples, rounds: {rounds}",
+        f"{args.candidates:,} candidates: {compositions:,} compositions x {args.samples}, rounds: {rounds}",
         "",
         "| compositions per shard | shards | jobs | graph CPU s | graph MB | files of candidates |",
         "|---|---|---|---|---|---|",
