@@ -311,7 +311,7 @@ def cluster(args: argparse.Namespace) -> None:
             for r in runs
         ),
         "",
-        f"{args.candidates:,} candidates: {compositions:,} compositions x {args.samples} samples, {rounds} rounds",
+        f"{args.candidates:,} candidates: {compositions:,} compositions x {args.samples}, rounds: {rounds}",
         "",
         "| compositions per shard | shards | jobs | graph CPU s | graph MB | files of candidates |",
         "|---|---|---|---|---|---|",
@@ -328,14 +328,14 @@ def cluster(args: argparse.Namespace) -> None:
         "",
         f"Jobs: shards x ({len(PER_ROUND)} per round x {rounds} + 1 of screening) + {fixed:.0f} others.",
         "",
-        "| stage | candidates per second of a core | hours for all | on | elapsed hours |",
+        "| stage | candidates per CPU second | hours for all | on | elapsed hours |",
         "|---|---|---|---|---|",
     ]
     hours = {}
     for stage in ("propose_templates", "generate_candidates", "screen_shard", "screen_candidates"):
         if stage not in measured["stages"]:
             continue
-        rate = measured["candidates"] / measured["stages"][stage]["wall_s"]
+        rate = measured["candidates"] / measured["stages"][stage]["cpu_s"]
         unit, slots = f"{args.cores} cores", args.cores
         if stage == "generate_candidates" and args.gpu_rate:
             rate, unit, slots = args.gpu_rate, f"{args.gpus} GPUs", args.gpus
@@ -352,7 +352,7 @@ def cluster(args: argparse.Namespace) -> None:
         f"Disk: {per:.0f} bytes per candidate ("
         + ", ".join(f"{name} {value:.0f}" for name, value in size.items())
         + f") x {args.candidates:,} = {per * args.candidates / 1e9:.1f} GB.",
-        f"Rates are those of {measured['candidates']:,} candidates here, start of each job included"
+        f"Rates are those of {measured['candidates']:,} candidates here, start of jobs included"
         + ("; of generate_candidates as given with --gpu-rate." if args.gpu_rate else "."),
     ]
     result = {"dry_runs": runs, "layouts": layouts, "hours": hours, "bytes_per_candidate": per}
