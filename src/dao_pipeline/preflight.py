@@ -87,16 +87,36 @@ def _problems(campaigns: Mapping[Path, Campaign] | Mapping[str, Campaign]) -> li
         for name, variant in differing.items():
             new = [problem for problem in _own_problems(variant) if problem not in own]
             found += [f"{origin}: ablation.variants.{name}: {problem}" for problem in new]
-            if variant.generate.compositions is not None:
+            if not variant.generate.known:
                 found.append(
-                    f"{origin}: ablation.variants.{name}: generate.compositions is set, so there are no known "
-                    "crystals to find; leave it null."
+                    f"{origin}: ablation.variants.{name}: generate.compositions is set, or files, systems or "
+                    "substitutions are, so there are no known crystals to find; leave them out."
                 )
     return found
 
 
 def _own_problems(campaign: Campaign) -> list[str]:
-    return [problem for check in (_data, _tables, _pretrained, _ranker, _qe) for problem in check(campaign)]
+    return [
+        problem for check in (_asked, _data, _tables, _pretrained, _ranker, _qe) for problem in check(campaign)
+    ]
+
+
+def _asked(campaign: Campaign) -> Iterator[str]:
+    """Problems of the files of formulas, and campaigns that ask for nothing."""
+    if campaign.generate.known:
+        return
+    from dao_pipeline.candidates.asked import resolve
+
+    try:
+        found = resolve(campaign)
+    except UserError as error:
+        yield from str(error).splitlines()
+        return
+    if not found.names:
+        lost = (
+            ", ".join(f"{number} {reason}" for reason, number in found.about["dropped"].items()) or "none dropped"
+        )
+        yield f"generate: no composition is left to predict ({lost}); ask for others."
 
 
 def _data(campaign: Campaign) -> Iterator[str]:

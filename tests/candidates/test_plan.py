@@ -42,7 +42,11 @@ def crysdb(tmp_path: Path) -> Path:
 
 def campaign(**generate: Any) -> Campaign:
     return Campaign.model_validate(
-        {"name": "t", "data": {"source": "file", "path": "x"}, "generate": {"samples": 4, **generate}}
+        {
+            "name": "t",
+            "data": {"source": "file", "path": "x"},
+            "generate": {"samples": 4, "unit_atoms": 1, **generate},
+        }
     )
 
 
@@ -118,7 +122,8 @@ def test_nothing_to_predict_is_a_user_error(crysdb: Path) -> None:
 def test_number_of_shards_follows_from_the_configuration(samples: int, limit: int, size: int, shards: int) -> None:
     asked = campaign(samples=samples, shard_size=size, test_split={"limit": limit})
     assert planned_shards(asked) == shards
-    explicit = campaign(samples=samples, shard_size=size, compositions=[{"formula": "NaCl"}] * limit)
+    formulas = [{"formula": f"Na{n + 1}Cl"} for n in range(limit)]
+    explicit = campaign(samples=samples, shard_size=size, compositions=formulas)
     assert planned_shards(explicit) == shards
 
 

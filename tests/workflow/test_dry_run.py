@@ -61,7 +61,11 @@ def test_pretrained_weights_take_the_place_of_pretraining(tiny: Path, tmp_path: 
 def test_given_compositions_are_not_evaluated_and_fan_out_by_number(tiny: Path, tmp_path: Path) -> None:
     compositions = "[{formula: NaCl}, {formula: KBr}, {formula: MgO}]"
     run = dry_run(
-        "--configfile", tiny, "--config", f"generate={{compositions: {compositions}, samples: 6}}", cwd=tmp_path
+        "--configfile",
+        tiny,
+        "--config",
+        f"generate={{compositions: {compositions}, samples: 6, unit_atoms: 2}}",
+        cwd=tmp_path,
     )
     assert "evaluate" not in run.stages
     assert run.jobs["generate_candidates"] == 5  # ceil(3 x 6 / 4)

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from dao_pipeline import stage_code
-from dao_pipeline.candidates.compositions import explicit_compositions
+from dao_pipeline.candidates.asked import asked
+from dao_pipeline.candidates.compositions import from_asked
 from dao_pipeline.candidates.plan import plan_table, planned_shards
 from dao_pipeline.config import STAGE_SETTINGS, Campaign
 from dao_pipeline.config.read import parse_campaign
@@ -111,6 +112,7 @@ def test_every_stage_has_files() -> None:
 
 def growing(compositions: list[str], samples: int = 4, **generate: object) -> Campaign:
     values = {"compositions": [{"formula": f} for f in compositions], "samples": samples, "shard_size": 8}
+    values["unit_atoms"] = 1
     return parse_campaign({"name": "x", "generate": values | generate}, "x")
 
 
@@ -127,9 +129,8 @@ def test_a_shard_is_known_from_the_configuration_exactly() -> None:
     seen: dict[str, list[dict[str, object]]] = {}
     for campaign in campaigns:
         generate = campaign.generate
-        plan = plan_table(
-            explicit_compositions(generate.compositions or []), generate.samples, generate.shard_size
-        ).to_pylist()
+        cells = from_asked(asked(campaign).table)
+        plan = plan_table(cells, generate.samples, generate.shard_size).to_pylist()
         for shard in range(planned_shards(campaign)):
             rows = [row for row in plan if row["shard"] == shard]
             assert seen.setdefault(planned_shard(campaign, shard), rows) == rows

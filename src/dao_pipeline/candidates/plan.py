@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import islice
 from math import ceil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dao_pipeline.candidates.asked import EXPLICIT, campaign_size
 from dao_pipeline.candidates.compositions import (
     Requested,
     campaign_compositions,
@@ -37,18 +39,20 @@ PLAN_COLUMNS = (
 )
 """Columns of the plan; generated shards carry them on, ``origin`` as it came out."""
 
+_NAMED = 20
+"""Compositions that the log names where many cannot be planned."""
+
 PLAN_SCHEMA = pa.schema([(name, COLUMNS[name].type) for name in PLAN_COLUMNS])
 
 
 def planned_shards(campaign: Campaign) -> int:
-    """Number of shards, from the configuration alone (Snakemake needs it before the test split exists).
+    """Number of shards, before there is any crystal (Snakemake needs it before the test split exists).
 
-    The plan may need fewer, when the test split is small or compositions coincide: the last shards are then
+    The plan may need fewer, when the test split is small or compositions are infeasible: the last shards are then
     empty.
     """
     generate = campaign.generate
-    asked = generate.test_split.limit if generate.compositions is None else len(generate.compositions)
-    return max(1, ceil(asked * generate.samples / generate.shard_size))
+    return max(1, ceil(campaign_size(campaign) * generate.samples / generate.shard_size))
 
 
 def plan_table(compositions: Sequence[Requested], samples: int, shard_size: int, templates: int = 0) -> pa.Table:
@@ -82,40 +86,47 @@ def plan_table(compositions: Sequence[Requested], samples: int, shard_size: int,
 def plan_candidates(campaign: Campaign, crysdb: Path, out: Path, *, shard: int | None = None) -> None:
     """Write one row per candidate to generate; with ``shard``, the rows of that shard only.
 
-    Compositions of the test split that cannot be generated are left out, named in the log and in the file's
-    metadata, and counted as misses by the evaluation. Raises UserError for compositions of the campaign that
-    cannot be generated, naming all of them.
+    Compositions that cannot be generated are left out, named in the log and in the file's metadata; the evaluation
+    counts those of the test split as misses. Raises UserError for compositions that stand in the campaign itself
+    and cannot be generated, naming all of them, and where nothing is left.
     """
     train = crysdb / "train.parquet"
     compositions = campaign_compositions(campaign, crysdb)
     known = known_elements(train)
     reasons = {c: infeasible(c, known, campaign.generate.max_atoms) for c in compositions}
     refused = {c: reason for c, reason in reasons.items() if reason}
-    if refused and campaign.generate.compositions is not None:
-        lines = [f"generate.compositions: {c.composition}: {reason}." for c, reason in refused.items()]
+    explicit = [c for c in refused if (c.asked_by or "").startswith(EXPLICIT)]
+    if explicit:
+        lines = [f"{c.asked_by}: {c.composition}: {refused[c]}." for c in explicit]
         raise UserError(
             "\n".join(lines) + f"\nRemove these compositions, or add crystals with the elements to {train.name} "
             "(section data)."
         )
-    for composition, reason in refused.items():
-        log.warning("test crystal %s (%s) not planned: %s", composition.target_id, composition.composition, reason)
+    for composition, reason in islice(refused.items(), _NAMED):
+        log.warning("%s not planned: %s", _label(composition), reason)
+    if len(refused) > _NAMED:
+        log.warning("%d compositions in all not planned; the plan's metadata names them", len(refused))
     feasible = [c for c in compositions if c not in refused]
     if not feasible:
         raise UserError(
-            f"{crysdb / 'test.parquet'}: no composition of the test split can be generated, e.g. "
-            f"{compositions[0].composition}: {reasons[compositions[0]]}. Give generate.compositions."
+            f"no composition that campaign {campaign.name} asks for can be generated, e.g. "
+            f"{_label(compositions[0])}: {reasons[compositions[0]]}. Ask for others in section generate."
         )
     generate = campaign.generate
     table = plan_table(feasible, generate.samples, generate.shard_size, generate.templates)
     if shard is not None:
         table = table.filter(pc.equal(table["shard"], shard))
-    inputs = ("train", "test") if campaign.generate.compositions is None else ("train",)
+    inputs = ("train", "test") if generate.known else ("train",)
     about = provenance(
         "plan_candidates",
         campaign=campaign.name,
         settings=stage_settings(campaign, "plan_candidates"),
         inputs={name: crysdb / f"{name}.parquet" for name in inputs},
-        not_planned={c.target_id: reason for c, reason in refused.items()},
+        not_planned={c.target_id or c.composition: reason for c, reason in refused.items()},
     )
     write_table(table, out, about)
     log.info("%d candidates of %d compositions planned", table.num_rows, len(feasible))
+
+
+def _label(asked: Requested) -> str:
+    return f"test crystal {asked.target_id} ({asked.composition})" if asked.target_id else asked.composition

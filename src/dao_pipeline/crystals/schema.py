@@ -78,6 +78,7 @@ STAGES: dict[str, Column] = {
     # generation
     "target_id": Column(_text, "", "id of the test crystal whose composition was asked for, if any"),
     "composition": Column(_text, "", "composition as asked for"),
+    "asked_by": Column(_text, "", "what asked for it: an entry of the campaign, or a file and a row"),
     "shard": Column(_count, "", "shard that generated the candidate"),
     "sample": Column(_count, "", "number of the candidate within its composition"),
     "status": Column(_text, "", "ok, or why there is no usable crystal"),
