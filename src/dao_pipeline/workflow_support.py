@@ -471,9 +471,9 @@ def _shards(campaign: Campaign) -> int:
 
 
 def _compositions(campaign: Campaign) -> int:
-    from dao_pipeline.candidates.asked import campaign_size
+    from dao_pipeline.candidates.compositions import count_compositions
 
-    return campaign_size(campaign)
+    return count_compositions(campaign)
 
 
 def planned_shard(campaign: Campaign, shard: int) -> str:

@@ -14,8 +14,9 @@ import pytest
 
 from dao_pipeline.candidates import asked as module
 from dao_pipeline.candidates import chemistry
-from dao_pipeline.candidates.asked import Asked, asked, asked_file, asked_hash, campaign_size, resolve
+from dao_pipeline.candidates.asked import Asked, asked, asked_file, asked_hash, resolve
 from dao_pipeline.candidates.chemistry import enumerate_formulas, neutral
+from dao_pipeline.candidates.compositions import asked_compositions, campaign_compositions, count_compositions
 from dao_pipeline.config import Campaign, Systems
 from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crystals.crystal import to_table
@@ -340,7 +341,7 @@ def test_the_table_is_kept_until_a_setting_or_a_file_changes(
         path.write_text("MgO\nCaO\n")  # while jobs run: they keep to what was resolved
         module._in_memory.clear()
         assert asked(first).names == ["MgO"]
-        assert campaign_size(first) == 1
+        assert count_compositions(first) == 1
     assert kept.stat().st_mtime_ns == before
     assert resolve(first, write=True).names == ["MgO", "CaO"]
     assert asked_hash(first) != digest
@@ -350,7 +351,7 @@ def test_the_table_is_kept_until_a_setting_or_a_file_changes(
 
 
 def test_of_the_test_split_the_size_is_its_limit() -> None:
-    assert campaign_size(campaign(test_split={"limit": 7})) == 7
+    assert count_compositions(campaign(test_split={"limit": 7})) == 7
     assert campaign().generate.known
     assert not campaign(systems={"of": ["Mg-O"]}).generate.known
 
@@ -363,3 +364,17 @@ def test_groups_hold_elements_once() -> None:
     for one, other in combinations(parts, 2):
         assert not set(GROUPS[one]) & set(GROUPS[other])
     assert set(GROUPS["metals"]) == {symbol for name in parts for symbol in GROUPS[name]}
+
+
+def test_compositions_are_read_by_slices() -> None:
+    given = campaign(compositions=[{"formula": "MgO"}, {"formula": "TiO2"}, {"formula": "Al2O3"}], unit_atoms=1)
+    every = campaign_compositions(given, Path("nowhere"))
+    assert [c.composition for c in every] == ["MgO", "TiO2", "Al2O3"]
+    assert every[1].atomic_numbers == (22, 8, 8)
+    assert every[1].asked_by == "generate.compositions[1]"
+    assert asked_compositions(given, 1, 3) == every[1:3]
+    assert asked_compositions(given, 2, 9) == every[2:]
+    assert asked_compositions(given, 3, 9) == []
+    assert asked_compositions(campaign()) is None
+    with pytest.raises(UserError, match="nothing to predict; see compositions_dropped"):
+        campaign_compositions(campaign(compositions=[]), Path("nowhere"))

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from dao_pipeline import stage_code
-from dao_pipeline.candidates.asked import asked
-from dao_pipeline.candidates.compositions import from_asked
+from dao_pipeline.candidates.compositions import asked_compositions
 from dao_pipeline.candidates.plan import plan_table, planned_shards
 from dao_pipeline.config import STAGE_SETTINGS, Campaign
 from dao_pipeline.config.read import parse_campaign
@@ -129,7 +128,7 @@ def test_a_shard_is_known_from_the_configuration_exactly() -> None:
     seen: dict[str, list[dict[str, object]]] = {}
     for campaign in campaigns:
         generate = campaign.generate
-        cells = from_asked(asked(campaign).table)
+        cells = asked_compositions(campaign) or []
         plan = plan_table(cells, generate.samples, generate.shard_size).to_pylist()
         for shard in range(planned_shards(campaign)):
             rows = [row for row in plan if row["shard"] == shard]

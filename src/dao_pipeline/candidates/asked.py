@@ -115,11 +115,6 @@ def resolve(campaign: Campaign, *, write: bool = False) -> Asked:
     return found
 
 
-def campaign_size(campaign: Campaign) -> int:
-    """Compositions that a campaign asks for; of the test split, which may not exist yet, the most it takes."""
-    return campaign.generate.test_split.limit if campaign.generate.known else len(asked(campaign).names)
-
-
 def asked_hash(campaign: Campaign) -> str:
     """Hash of the cells in their order: what plans depend on besides settings."""
     text = "\n".join(asked(campaign).names)

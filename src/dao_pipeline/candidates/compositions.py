@@ -61,13 +61,6 @@ def requested(formula: str, units: int, target_id: str | None = None) -> Request
     )
 
 
-def from_asked(table: pa.Table) -> list[Requested]:
-    """Compositions of a table of cells (``asked.ASKED_SCHEMA``), in order."""
-    columns = ("composition", "formula", "atomic_numbers", "asked_by")
-    rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
-    return [Requested(name, formula, tuple(numbers), asked_by=by) for name, formula, numbers, by in rows]
-
-
 def known_targets(test: pa.Table, limit: int, preferred: Sequence[str] = ()) -> list[Requested]:
     """Known crystals of the test split as targets: the most stable per reduced formula and number of atoms.
 
@@ -103,14 +96,40 @@ def _from_crystal(atomic_numbers: list[int], target_id: str) -> Requested:
     return requested(formula, units, target_id)
 
 
-def campaign_compositions(campaign: Campaign, crysdb: Path) -> list[Requested]:
-    """All compositions that a campaign asks for, feasible or not.
+def count_compositions(campaign: Campaign) -> int:
+    """How many compositions a campaign asks for, known before any stage has run; of the test split at most.
+
+    The numbers of shards and of jobs follow from it.
+    """
+    return campaign.generate.test_split.limit if campaign.generate.known else len(asked(campaign).names)
+
+
+def asked_compositions(campaign: Campaign, start: int = 0, stop: int | None = None) -> list[Requested] | None:
+    """Compositions ``start`` to ``stop`` of those that are known before any stage has run.
+
+    None where they come from the test split.
+    """
+    if campaign.generate.known:
+        return None
+    table = asked(campaign).table
+    piece = table.slice(start, None if stop is None else max(0, stop - start))
+    columns = ("composition", "formula", "atomic_numbers", "asked_by")
+    rows = zip(*(piece[name].to_pylist() for name in columns), strict=True)
+    return [Requested(name, formula, tuple(numbers), asked_by=by) for name, formula, numbers, by in rows]
+
+
+def campaign_compositions(
+    campaign: Campaign, crysdb: Path, start: int = 0, stop: int | None = None
+) -> list[Requested]:
+    """Compositions ``start`` to ``stop`` of those that a campaign asks for, feasible or not.
+
+    A composition's place among all of them is its number: in candidates' ids and in the division into shards.
 
     Raises UserError when the test split is asked for and holds no target, or nothing is asked for.
     """
-    if not campaign.generate.known:
-        found = from_asked(asked(campaign).table)
-        if not found:
+    found = asked_compositions(campaign, start, stop)
+    if found is not None:
+        if not count_compositions(campaign):
             raise UserError(
                 f"campaign {campaign.name}: there is nothing to predict; see compositions_dropped.parquet beside "
                 f"{asked_file(campaign)} for what was asked for, or ask for more in section generate."
@@ -124,7 +143,7 @@ def campaign_compositions(campaign: Campaign, crysdb: Path) -> list[Requested]:
             f"{path}: the test split holds no crystal, so there is nothing to predict. "
             "Give generate.compositions, or raise crysdb.test_fraction."
         )
-    return targets
+    return targets[start:stop]
 
 
 def _preferred(campaign: Campaign) -> Sequence[str]:

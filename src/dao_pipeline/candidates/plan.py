@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dao_pipeline.candidates.asked import EXPLICIT, campaign_size
+from dao_pipeline.candidates.asked import EXPLICIT
 from dao_pipeline.candidates.compositions import (
     Requested,
     campaign_compositions,
+    count_compositions,
     infeasible,
     known_elements,
 )
@@ -52,7 +53,7 @@ def planned_shards(campaign: Campaign) -> int:
     empty.
     """
     generate = campaign.generate
-    return max(1, ceil(campaign_size(campaign) * generate.samples / generate.shard_size))
+    return max(1, ceil(count_compositions(campaign) * generate.samples / generate.shard_size))
 
 
 def plan_table(compositions: Sequence[Requested], samples: int, shard_size: int, templates: int = 0) -> pa.Table:
