@@ -119,17 +119,32 @@ def _asked(campaign: Campaign) -> Iterator[str]:
         yield f"generate: no composition is left to predict ({lost}); ask for others."
 
 
+def problems_of(campaign: Campaign, origin: Origin) -> list[str]:
+    """Every problem of one campaign, a line each."""
+    return _problems({str(origin): campaign})
+
+
+def source_elements(campaign: Campaign) -> set[str] | None:
+    """Symbols of the elements that the sources can teach; None where that takes more than a look."""
+    taught = _taught(campaign, [])
+    return None if taught is None else set().union(*(one.elements for one in taught))
+
+
 def _data(campaign: Campaign) -> Iterator[str]:
     """Problems of the sources, and elements that all of them together cannot teach."""
-    taught: list[_Taught | None] = []
-    for key, source in campaign.data.each():
-        problems: list[str] = []
-        taught.append(_source(campaign, key, source, problems))
-        yield from problems
+    problems: list[str] = []
+    taught = _taught(campaign, problems)
+    yield from problems
+    if taught is not None:
+        elements = set().union(*(one.elements for one in taught))
+        yield from _unseen(campaign, elements, f"no {' and no '.join(one.what for one in taught)} contains")
+
+
+def _taught(campaign: Campaign, problems: list[str]) -> list[_Taught] | None:
+    """What each source teaches; None if one was not looked into, as any element may be in it."""
+    taught = [_source(campaign, key, source, problems) for key, source in campaign.data.each()]
     known = [one for one in taught if one is not None]
-    if len(known) == len(taught):  # else an element may be in the one that was not looked into
-        elements = set().union(*(one.elements for one in known))
-        yield from _unseen(campaign, elements, f"no {' and no '.join(one.what for one in known)} contains")
+    return known if len(known) == len(taught) else None
 
 
 class _Taught(NamedTuple):

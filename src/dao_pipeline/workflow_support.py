@@ -362,8 +362,22 @@ REPORTED = (
 FAN_OUT = ("relax_dataset", "propose_templates", "generate_candidates", "validate_qe")
 """Stages that write one file per job into a folder."""
 
+_BESIDE = {"plan_candidates": ("plan_shard",)}
+"""Rules that are no stages, one job per file, with the stage that they stand beside."""
+
 RULES_OF_STAGE = {"pretrain_generator": ("pretrain_generator_stage1", "pretrain_generator_stage2")}
 """Stages that are more than one rule."""
+
+
+RULES = tuple(rule for stage in STAGE_SETTINGS for rule in (*_BESIDE.get(stage, ()), stage))
+"""Rules of the workflow in the order of the stages."""
+
+
+def stage_jobs(campaign: Campaign, rule: str) -> int:
+    """Jobs of a rule, if none of its files were there yet."""
+    files = stage_files(campaign, rule)
+    single = rule in STAGES and rule not in FAN_OUT
+    return min(1, len(files)) if single else len(files)
 
 
 def _read_by(campaign: Campaign, stage: str) -> tuple[str, ...]:
@@ -432,6 +446,8 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
             files = [f"models/dao_g/finetuned/{name}" for name in MODEL_FILES]
         case "plan_candidates":
             files = ["candidates/plan.parquet"]
+        case "plan_shard":
+            files = [f"candidates/planned/shard-{shard:04d}.parquet" for shard in range(_shards(campaign))]
         case "generate_candidates":
             files = [f"candidates/generated/shard-{shard:04d}.parquet" for shard in range(_shards(campaign))]
         case "train_ranker":

@@ -1,0 +1,132 @@
+"""How fast stages were: measured in campaigns that have run here, or else where the shipped numbers come from.
+
+``data/throughput.json`` is written by ``benchmarks/throughput.py`` from the timings of a campaign.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dao_pipeline.config import Campaign
+from dao_pipeline.config.read import load_campaign
+from dao_pipeline.errors import UserError
+from dao_pipeline.forecast.work import Amount, amounts, sizes
+
+SHIPPED = Path(__file__).parent / "data" / "throughput.json"
+_LEAST_SHARE = 0.2
+"""Of a measured time that counts as work, however long starting takes by our measure."""
+
+
+class Rate(NamedTuple):
+    """Units of work per second of one CPU core or GPU, and where that was measured."""
+
+    per_second: float
+    where: str
+
+
+Key = tuple[str, str, str]
+"""Stage, what it is like (``Amount.like``), and cpu or gpu."""
+
+
+@cache
+def shipped() -> dict[str, Any]:
+    """The numbers that come with the package, and the hardware they were measured on."""
+    values: dict[str, Any] = json.loads(SHIPPED.read_text(encoding="utf-8"))
+    return values
+
+
+def start_seconds() -> float:
+    """CPU seconds that each job takes to start."""
+    return float(shipped()["start_s"])
+
+
+def device(campaign: Campaign, amount: Amount) -> str:
+    """What a stage runs on."""
+    return "gpu" if getattr(campaign.compute, amount.kind).gpus else "cpu"
+
+
+def known_rates(results: Path) -> dict[Key, Rate]:
+    """The throughput of every stage that has been measured: by campaigns under ``results``, or else as shipped."""
+    rates = {
+        (row["stage"], row["like"], row["device"]): Rate(row["per_second"], f"shipped ({shipped()['hardware']})")
+        for row in shipped()["rates"]
+    }
+    work: dict[Key, float] = defaultdict(float)
+    seconds: dict[Key, float] = defaultdict(float)
+    where: dict[Key, list[str]] = defaultdict(list)
+    for folder, key, done, took in _measured(results):
+        work[key] += done
+        seconds[key] += took
+        where[key].append(folder.name)
+    return rates | {key: Rate(work[key] / seconds[key], ", ".join(sorted(set(where[key])))) for key in work}
+
+
+def _measured(results: Path) -> Iterator[tuple[Path, Key, float, float]]:
+    for config in sorted(results.glob("*/config.yaml")):
+        folder = config.parent
+        try:
+            campaign = load_campaign(config)
+        except UserError:  # of an earlier version
+            continue
+        yield from ((folder, *found) for found in measured(campaign, folder))
+
+
+def measured(campaign: Campaign, folder: Path) -> Iterator[tuple[Key, float, float]]:
+    """What the jobs of a campaign that have run did, and the core or GPU seconds that this took, by stage."""
+    timings = read_timings(folder / "timings")
+    if not timings:
+        return
+    for stage, amount in amounts(campaign, sizes(campaign, folder, _cells(folder))).items():
+        rows = timings.get(stage, [])
+        if not rows or not amount.value:
+            continue
+        of = device(campaign, amount)
+        gpus = getattr(campaign.compute, amount.kind).gpus
+        took = sum(row["s"] * gpus if of == "gpu" else row["cpu_time"] or row["s"] for row in rows)
+        if took > 0:
+            worked = max(took - len(rows) * start_seconds(), _LEAST_SHARE * took)
+            yield (stage, amount.like, of), amount.value * _share(campaign, stage, len(rows)), worked
+
+
+def _share(campaign: Campaign, stage: str, timed: int) -> float:
+    """The part of a stage's work that its timed jobs did."""
+    from dao_pipeline.workflow_support import stage_jobs
+
+    return min(1.0, timed / max(1, stage_jobs(campaign, stage)))
+
+
+def _cells(folder: Path) -> tuple[int, float] | None:
+    """Number of cells and of atoms in them, of the plan that was made."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    plan = folder / "candidates" / "plan.parquet"
+    if not plan.is_file():
+        return None
+    table = pq.read_table(plan, columns=["num_atoms", "sample"])
+    first = table.filter(pc.equal(table["sample"], 0))
+    return first.num_rows, float(pc.sum(first["num_atoms"]).as_py() or 0)
+
+
+def read_timings(folder: Path) -> dict[str, list[Mapping[str, float]]]:
+    """Snakemake's benchmark files by stage: wall and CPU seconds of each job, 0 where they were not measured."""
+    found: dict[str, list[Mapping[str, float]]] = defaultdict(list)
+    for path in sorted(folder.rglob("*.tsv")):
+        stage = path.relative_to(folder).parts[0].removesuffix(".tsv").split("-")[0]
+        with path.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream, delimiter="\t"):
+                found[stage].append({name: _number(row.get(name)) for name in ("s", "cpu_time")})
+    return dict(found)
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or 0)
+    except ValueError:
+        return 0.0
