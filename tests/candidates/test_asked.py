@@ -148,6 +148,16 @@ def test_hostile_files_are_named_with_row_value_and_remedy(tmp_path: Path, case:
     assert len(str(caught.value)) < 1_000
 
 
+def test_a_variable_that_is_not_set_is_named_with_its_key() -> None:
+    with pytest.raises(UserError, match=r"generate.files\[1\]: path '\$NOWHERE_AT_ALL/a.txt': .* is not set"):
+        cells(files=["b.txt", "$NOWHERE_AT_ALL/a.txt"])
+
+
+def test_a_folder_is_no_file_of_formulas(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file; correct the path"):
+        cells(files=["/"])
+
+
 def test_numbers_in_place_of_formulas(tmp_path: Path) -> None:
     pq.write_table(pa.table({"formula": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"row 1: no formula; write one"):

@@ -103,7 +103,7 @@ def resolve(campaign: Campaign, *, write: bool = False) -> Asked:
     """
     settings = _settings(campaign)
     key = json.dumps([campaign.name, settings], sort_keys=True)
-    inputs = {str(path): file_hash(path) for path in _files(campaign) if path.exists()}
+    inputs = _files(campaign)
     found = _in_memory.get(key)
     if found is None or found.about["files"] != inputs:
         kept = _kept(campaign, settings)
@@ -126,10 +126,21 @@ def _settings(campaign: Campaign) -> dict[str, Any]:
     return {f"generate.{name}": values[name] for name in _SETTINGS}
 
 
-def _files(campaign: Campaign) -> list[Path]:
+def _files(campaign: Campaign) -> dict[str, str]:
+    """Hashes of the files that the compositions depend on; those that are missing are named when they are read."""
     generate = campaign.generate
-    named = [*generate.files, *([generate.substitutions.path] if generate.substitutions.path else [])]
-    return [expand_path(text) for text in named]
+    found: dict[str, str] = {}
+    named = [(f"generate.files[{i}]", text) for i, text in enumerate(generate.files)]
+    if generate.substitutions.path:
+        named.append(("generate.substitutions.path", generate.substitutions.path))
+    for key, text in named:
+        try:
+            path = expand_path(text)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+        if path.is_file() or (path.is_dir() and key.endswith("path")):
+            found[str(path)] = file_hash(path)
+    return found
 
 
 def _kept(campaign: Campaign, settings: Mapping[str, Any]) -> Asked | None:
@@ -162,7 +173,7 @@ def _resolve(campaign: Campaign, settings: Mapping[str, Any]) -> Asked:
     enumerated = _from_systems(campaign, cells)
     _substituted(campaign, cells)
     reasons = dict(Counter(cells.dropped["reason"]))
-    files = {str(path): file_hash(path) for path in _files(campaign)}
+    files = _files(campaign)
     about = provenance("compositions", campaign=campaign.name, settings=dict(settings))
     about |= {"files": files, "dropped": reasons, "enumerated": enumerated}
     if campaign.generate.systems.of or campaign.generate.substitutions.charge_neutral:
@@ -190,16 +201,18 @@ class _Cells:
         self.first: dict[tuple[str, int], int] = {}
         self.dropped: dict[str, list[str]] = {name: [] for name in DROPPED_SCHEMA.names}
 
-    def add(self, counts: Mapping[str, int], units: int | None, asked_by: str) -> None:
-        """A formula with one number of formula units, or all that fit."""
-        atoms, formula = sum(counts.values()), reduced(counts)
+    def add(self, counts: Mapping[str, int], units: int | None, asked_by: str, formula: str | None = None) -> None:
+        """A formula with one number of formula units, or all that fit. formula: reduced, if that is known."""
+        atoms, formula = sum(counts.values()), formula or reduced(counts)
+        species = [ATOMIC_NUMBERS[symbol] for symbol in counts]
         numbers = [units] if units else range(1, max(1, self.unit_atoms // atoms) + 1)
         for number in numbers:
-            cell = {symbol: count * number for symbol, count in counts.items()}
-            name, size = formula_text(cell), atoms * number
+            repeats = [count * number for count in counts.values()]
+            name = "".join([s if n == 1 else f"{s}{n}" for s, n in zip(counts, repeats, strict=True)])
+            size = atoms * number
             if size > self.max_atoms:
                 self.drop(name, asked_by, "too_many_atoms", f"{size}, generate.max_atoms is {self.max_atoms}")
-                continue
+                break
             place = self.first.setdefault((formula, size), len(self.names))
             if place < len(self.names):
                 self.drop(name, asked_by, "duplicate", f"of {self.names[place]}, {self.asked_by[place]}")
@@ -208,8 +221,8 @@ class _Cells:
             self.formulas.append(formula)
             self.sizes.append(size)
             self.asked_by.append(asked_by)
-            self.species += [ATOMIC_NUMBERS[symbol] for symbol in cell]
-            self.repeats += cell.values()
+            self.species += species
+            self.repeats += repeats
         if len(self.names) > _MOST_CELLS:
             raise UserError(
                 f"generate: {asked_by} brings the campaign above {_MOST_CELLS:,} cells; ask for fewer formulas, "
@@ -262,7 +275,7 @@ def _from_systems(campaign: Campaign, cells: _Cells) -> dict[str, int]:
     tally: Counter[str] = Counter()
     for counts, asked_by in enumerate_formulas(campaign.generate.systems, tally):
         tally["formulas"] += 1
-        cells.add(counts, None, asked_by)
+        cells.add(counts, None, asked_by, formula_text(counts))
     return dict(tally)
 
 

@@ -83,8 +83,9 @@ def _ratios(places: int, largest: int, atoms: int) -> tuple[tuple[int, ...], ...
 def enumerate_formulas(settings: Systems, tally: Counter[str]) -> Iterator[tuple[dict[str, int], str]]:
     """Every plausible formula of the chemical systems: element counts, and the entry that asks for it.
 
-    Elements stand by rising electronegativity, systems in order of the entries and of their elements; a system
-    that several entries name is taken once. ``tally`` counts systems, and those without any plausible formula.
+    Formulas are reduced, with elements by rising electronegativity; systems are in order of the entries and of
+    their elements, and one that several entries name is taken once. ``tally`` counts systems, and those without
+    any plausible formula.
 
     Raises UserError for an entry of more than a million systems.
     """

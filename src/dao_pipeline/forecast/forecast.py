@@ -21,6 +21,8 @@ from dao_pipeline.preflight import problems_of, source_elements
 from dao_pipeline.workflow_support import RULES, stage_files, stage_jobs
 
 _NAMED = 20
+_LOOKED_AT = 10_000
+"""Infeasible compositions among which examples are looked for."""
 
 # Bytes of the tables of candidates: coordinates of generated crystals are noise to a compressor.
 _PER_ATOM = 3 * 8
@@ -145,12 +147,15 @@ def _feasible(campaign: Campaign, folder: Path, problems: list[str]) -> _Feasibl
     if known is None or not len(atoms):
         return _Feasible(atoms, dict(reasons), shown)
     unseen = _unseen(found.table, known)
-    for place in np.flatnonzero(unseen)[:_NAMED].tolist():
-        row = found.table.slice(place, 1).to_pylist()[0]
+    told: set[str] = set()
+    for row in found.table.take(pa.array(np.flatnonzero(unseen)[:_LOOKED_AT])).to_pylist():
         strange = [SYMBOLS[z] for z in dict.fromkeys(row["atomic_numbers"]) if z not in known]
-        shown.append(Infeasible(row["composition"], row["asked_by"], f"no {what} contains {', '.join(strange)}"))
+        reason = f"no {what} contains {', '.join(strange)}"
+        if reason not in told:  # one example of each
+            told.add(reason)
+            shown.append(Infeasible(row["composition"], row["asked_by"], reason))
         if row["asked_by"].startswith(EXPLICIT) and not problems:
-            problems.append(f"{row['asked_by']}: {row['composition']}: {shown[-1].reason}; remove it.")
+            problems.append(f"{row['asked_by']}: {row['composition']}: {reason}; remove it.")
     if unseen.any():
         reasons["unseen_element"] = int(unseen.sum())
     return _Feasible(atoms[~unseen], dict(reasons), shown[:_NAMED])
@@ -184,7 +189,7 @@ def _stage(
 ) -> StagePlan:
     jobs = stage_jobs(campaign, rule)
     files = stage_files(campaign, rule)
-    there = sum((results.parent / file).is_file() for file in files)
+    there = sum((results / Path(file).relative_to("results")).is_file() for file in files)
     done = there * jobs // max(1, len(files))
     if amount is None:
         return StagePlan(rule, jobs, done, None, "", "cpu", None, "")

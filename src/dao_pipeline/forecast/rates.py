@@ -71,10 +71,10 @@ def _measured(results: Path) -> Iterator[tuple[Path, Key, float, float]]:
     for config in sorted(results.glob("*/config.yaml")):
         folder = config.parent
         try:
-            campaign = load_campaign(config)
-        except UserError:  # of an earlier version
+            found = list(measured(load_campaign(config), folder))
+        except UserError:  # of an earlier version, or its files of formulas are gone
             continue
-        yield from ((folder, *found) for found in measured(campaign, folder))
+        yield from ((folder, *row) for row in found)
 
 
 def measured(campaign: Campaign, folder: Path) -> Iterator[tuple[Key, float, float]]:
@@ -82,7 +82,8 @@ def measured(campaign: Campaign, folder: Path) -> Iterator[tuple[Key, float, flo
     timings = read_timings(folder / "timings")
     if not timings:
         return
-    for stage, amount in amounts(campaign, sizes(campaign, folder, _cells(folder))).items():
+    cells = _cells(folder) or (None if campaign.generate.known else (0, 0.0))
+    for stage, amount in amounts(campaign, sizes(campaign, folder, cells)).items():
         rows = timings.get(stage, [])
         if not rows or not amount.value:
             continue
