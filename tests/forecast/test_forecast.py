@@ -24,7 +24,7 @@ from dao_pipeline.config.write import write_resolved
 from dao_pipeline.crystals.crystal import to_table
 from dao_pipeline.crystals.table import write_table
 from dao_pipeline.forecast.forecast import Forecast, forecast
-from dao_pipeline.forecast.rates import Rate, known_rates, read_timings, shipped, start_seconds
+from dao_pipeline.forecast.rates import Rate, known_rates, read_timings, shipped, together
 from dao_pipeline.forecast.text import print_forecast
 from dao_pipeline.forecast.work import amounts, sizes
 from dao_pipeline.workflow_support import RULES, stage_files, stage_jobs
@@ -105,17 +105,16 @@ def finished(name: str, seconds: dict[str, float], **sections: Any) -> Campaign:
 
 
 def test_throughput_is_that_of_campaigns_that_have_run() -> None:
-    start = start_seconds()
     tiny = {"energy_model": {"backbone": {"preset": "tiny"}}}
     small = tiny | {"name": "a"}
-    done = finished("a", {"train_energy_model": 100 + start}, **{k: v for k, v in small.items() if k != "name"})
+    done = finished("a", {"train_energy_model": 100}, **{k: v for k, v in small.items() if k != "name"})
     training = done.energy_model.training
     rate = known_rates(Path("results"))["train_energy_model", "tiny", "cpu"]
-    assert rate == Rate(pytest.approx(training.steps * training.batch_atoms / 100), "a")
+    assert rate == Rate(training.steps * training.batch_atoms, 100, 1, "a")
     longer = campaign(energy_model={"backbone": {"preset": "tiny"}, "training": {"steps": 2 * training.steps}})
     stage = next(s for s in planned(longer).stages if s.stage == "train_energy_model")
     assert stage.measured == "a"
-    assert stage.hours == pytest.approx((200 + start) / 3600)
+    assert stage.hours == pytest.approx(200 / 3600)
 
 
 def test_other_networks_and_devices_are_not_compared() -> None:
@@ -137,24 +136,29 @@ def test_a_gpu_counts_by_the_clock() -> None:
     finished("a", {"train_energy_model": 500}, compute=gpus)
     rate = known_rates(Path("results"))["train_energy_model", "small", "gpu"]
     training = campaign().energy_model.training
-    took = 2 * 1000 - start_seconds()  # 1,000 s on each
-    assert rate.per_second == pytest.approx(training.steps * training.batch_atoms / took)
+    took = 2 * 1000  # 1,000 s on each
+    assert (rate.work, rate.seconds) == (training.steps * training.batch_atoms, took)
     found = planned(campaign(compute=gpus))
     assert found.gpu_hours > 0
 
 
 def test_of_shards_those_that_have_run_count() -> None:
-    start = start_seconds()
     values = {"compositions": [{"formula": "MgO"}], "unit_atoms": 2, "samples": 100, "template_share": 0}
     cut = finished("a", {}, generate=values)
     jobs = stage_jobs(cut, "generate_candidates")
-    (Path("results/a/timings") / "generate_candidates-0000.tsv").write_text(f"s\tcpu_time\n9\t{50 + start}\n")
+    (Path("results/a/timings") / "generate_candidates-0000.tsv").write_text("s\tcpu_time\n9\t50\n")
     plan = Path("results/a/candidates/plan.parquet")
     rows = pa.table({"num_atoms": pa.array([2] * 100, pa.int16()), "sample": pa.array(range(100), pa.int32())})
     write_table(rows, plan, {})
     rate = known_rates(Path("results"))["generate_candidates", "small", "cpu"]
     calls = cut.generate.sampling(cut.process).network_calls
-    assert rate.per_second == pytest.approx(100 * 2 * calls / jobs / 50)
+    assert rate == Rate(100 * 2 * calls / jobs, 50, 1, "a")
+
+
+def test_campaigns_count_by_their_work_and_short_jobs_by_their_number() -> None:
+    assert together([Rate(100, 10, 1, "a"), Rate(900, 60, 2, "b")]) == Rate(1000, 70, 3, "a, b")
+    assert Rate(1000, 70, 3, "").hours(36_000, 5) == pytest.approx(0.7)
+    assert Rate(1000, 2, 2, "").hours(36_000, 5) == pytest.approx(5 / 3600)
 
 
 def test_jobs_that_are_done_are_not_counted_again() -> None:
@@ -185,7 +189,6 @@ def test_timings_of_shards_and_damaged_numbers(tmp_path: Path) -> None:
 def test_shipped_numbers_name_their_hardware_and_fit_the_examples() -> None:
     assert shipped()["hardware"]
     assert shipped()["campaigns"]
-    assert start_seconds() > 0
     given = load_campaign(REPOSITORY / "config" / "campaigns" / "binaries.yaml")
     found = forecast(given, "binaries", Path("results"))
     assert found.not_measured == []

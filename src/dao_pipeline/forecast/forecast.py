@@ -15,12 +15,15 @@ from dao_pipeline.candidates.compositions import known_elements
 from dao_pipeline.config import Campaign
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
 from dao_pipeline.errors import UserError
-from dao_pipeline.forecast.rates import Key, Rate, device, known_rates, start_seconds
+from dao_pipeline.forecast.rates import Key, Rate, device, known_rates
 from dao_pipeline.forecast.work import Amount, amounts, sizes
 from dao_pipeline.preflight import problems_of, source_elements
 from dao_pipeline.workflow_support import RULES, stage_files, stage_jobs
 
 _NAMED = 20
+_SAME_WORK = {"plan_shard": "plan_candidates", "screen_shard": "screen_candidates"}
+"""Rules that do what a stage does as well, which speaks for them until they are measured themselves."""
+
 _LOOKED_AT = 10_000
 """Infeasible compositions among which examples are looked for."""
 
@@ -194,11 +197,10 @@ def _stage(
     if amount is None:
         return StagePlan(rule, jobs, done, None, "", "cpu", None, "")
     of = device(campaign, amount)
-    rate = rates.get((rule, amount.like, of))
+    rate = rates.get((rule, amount.like, of)) or rates.get((_SAME_WORK.get(rule, rule), amount.like, of))
     hours = None
     if rate is not None and amount.value is not None:
-        left = jobs - done
-        hours = (left * start_seconds() + amount.value * left / jobs / rate.per_second) / 3600
+        hours = rate.hours(amount.value * (jobs - done) / jobs, jobs - done)
     return StagePlan(
         rule, jobs, done, amount.value, amount.unit, of, hours, rate.where if rate is not None else ""
     )

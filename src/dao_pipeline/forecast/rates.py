@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,15 +19,27 @@ from dao_pipeline.errors import UserError
 from dao_pipeline.forecast.work import Amount, amounts, sizes
 
 SHIPPED = Path(__file__).parent / "data" / "throughput.json"
-_LEAST_SHARE = 0.2
-"""Of a measured time that counts as work, however long starting takes by our measure."""
+SHIPPED_WITH = "the package"
+"""Where the shipped numbers are from, in place of a campaign's name."""
+
+
+_ONLY_START = 3.0
+"""Seconds of a job below which nothing but its start was measured: what it did says nothing about its speed."""
 
 
 class Rate(NamedTuple):
-    """Units of work per second of one CPU core or GPU, and where that was measured."""
+    """What jobs of a stage did, the core or GPU seconds that took, the start of jobs included, and where it was."""
 
-    per_second: float
+    work: float
+    seconds: float
+    jobs: int
     where: str
+
+    def hours(self, work: float, jobs: int) -> float:
+        """Core or GPU hours of so much work in so many jobs."""
+        if self.seconds / self.jobs < _ONLY_START:
+            return jobs * self.seconds / self.jobs / 3600
+        return work * self.seconds / self.work / 3600
 
 
 Key = tuple[str, str, str]
@@ -41,11 +53,6 @@ def shipped() -> dict[str, Any]:
     return values
 
 
-def start_seconds() -> float:
-    """CPU seconds that each job takes to start."""
-    return float(shipped()["start_s"])
-
-
 def device(campaign: Campaign, amount: Amount) -> str:
     """What a stage runs on."""
     return "gpu" if getattr(campaign.compute, amount.kind).gpus else "cpu"
@@ -53,32 +60,29 @@ def device(campaign: Campaign, amount: Amount) -> str:
 
 def known_rates(results: Path) -> dict[Key, Rate]:
     """The throughput of every stage that has been measured: by campaigns under ``results``, or else as shipped."""
-    rates = {
-        (row["stage"], row["like"], row["device"]): Rate(row["per_second"], f"shipped ({shipped()['hardware']})")
-        for row in shipped()["rates"]
-    }
-    work: dict[Key, float] = defaultdict(float)
-    seconds: dict[Key, float] = defaultdict(float)
-    where: dict[Key, list[str]] = defaultdict(list)
-    for folder, key, done, took in _measured(results):
-        work[key] += done
-        seconds[key] += took
-        where[key].append(folder.name)
-    return rates | {key: Rate(work[key] / seconds[key], ", ".join(sorted(set(where[key])))) for key in work}
-
-
-def _measured(results: Path) -> Iterator[tuple[Path, Key, float, float]]:
+    found: dict[Key, list[Rate]] = defaultdict(list)
     for config in sorted(results.glob("*/config.yaml")):
-        folder = config.parent
         try:
-            found = list(measured(load_campaign(config), folder))
+            measurements = list(measured(load_campaign(config), config.parent))
         except UserError:  # of an earlier version, or its files of formulas are gone
             continue
-        yield from ((folder, *row) for row in found)
+        for key, rate in measurements:
+            found[key].append(rate)
+    rates = {
+        (row["stage"], row["like"], row["device"]): Rate(row["work"], row["seconds"], row["jobs"], SHIPPED_WITH)
+        for row in shipped()["rates"]
+    }
+    return rates | {key: together(here) for key, here in found.items()}
 
 
-def measured(campaign: Campaign, folder: Path) -> Iterator[tuple[Key, float, float]]:
-    """What the jobs of a campaign that have run did, and the core or GPU seconds that this took, by stage."""
+def together(rates: Sequence[Rate]) -> Rate:
+    """Measurements of one stage in several campaigns as one: large ones count for more."""
+    where = ", ".join(dict.fromkeys(rate.where for rate in rates))
+    return Rate(sum(r.work for r in rates), sum(r.seconds for r in rates), sum(r.jobs for r in rates), where)
+
+
+def measured(campaign: Campaign, folder: Path) -> Iterator[tuple[Key, Rate]]:
+    """What the jobs of a campaign that have run did, by stage."""
     timings = read_timings(folder / "timings")
     if not timings:
         return
@@ -91,8 +95,8 @@ def measured(campaign: Campaign, folder: Path) -> Iterator[tuple[Key, float, flo
         gpus = getattr(campaign.compute, amount.kind).gpus
         took = sum(row["s"] * gpus if of == "gpu" else row["cpu_time"] or row["s"] for row in rows)
         if took > 0:
-            worked = max(took - len(rows) * start_seconds(), _LEAST_SHARE * took)
-            yield (stage, amount.like, of), amount.value * _share(campaign, stage, len(rows)), worked
+            done = amount.value * _share(campaign, stage, len(rows))
+            yield (stage, amount.like, of), Rate(done, took, len(rows), folder.name)
 
 
 def _share(campaign: Campaign, stage: str, timed: int) -> float:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dao_pipeline.forecast.forecast import Forecast, StagePlan
+from dao_pipeline.forecast.rates import SHIPPED_WITH, shipped
 
 _REASONS = {
     "too_many_atoms": "have more atoms than generate.max_atoms",
@@ -28,6 +29,8 @@ def print_forecast(found: Forecast, console: Console | None = None) -> None:
     if found.gpu_hours or any(stage.device == "gpu" for stage in found.stages):
         hours.append(f"{_hours(found.gpu_hours)} of one GPU")
     console.print(f"Left to do: {' and '.join(hours)} (estimated), up to {_size(found.disk_bytes)} for candidates")
+    if any(stage.measured == SHIPPED_WITH for stage in found.stages):
+        console.print(Text(f"The throughput that comes with the package was measured on: {shipped()['hardware']}"))
     if found.not_measured:
         missing = ", ".join(found.not_measured)
         console.print(Text(f"Without {missing}: not measured; run a small campaign like this one first"))
