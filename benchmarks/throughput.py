@@ -13,6 +13,7 @@ import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from dao_pipeline.config.read import load_campaign
 from dao_pipeline.crystals.table import package_versions, write_text
@@ -30,7 +31,7 @@ def main() -> None:
     for folder in given.results:
         for key, rate in rates.measured(load_campaign(folder / "config.yaml"), folder):
             found[key].append(rate)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (stage, like, device), measurements in found.items():
         work, seconds, jobs, _ = rates.together(measurements)
         rows.append(

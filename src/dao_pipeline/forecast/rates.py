@@ -28,7 +28,7 @@ _ONLY_START = 3.0
 
 
 class Rate(NamedTuple):
-    """What jobs of a stage did, the core or GPU seconds that took, the start of jobs included, and where it was."""
+    """What jobs of a stage did, the core or GPU seconds that took with their start, and where it was."""
 
     work: float
     seconds: float
