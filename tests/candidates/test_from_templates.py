@@ -39,15 +39,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_model(new_model("dao_g", process, table), folder / f"g-{process}")
         save_model(new_model("dao_p", process, table), folder / f"p-{process}")
     asked = [Requested(r["formula"], r["formula"], r["atomic_numbers"]) for r in table.slice(0, 3).to_pylist()]
-    write_table(plan_table(asked, SAMPLES, 100, TEMPLATES), folder / "plan.parquet", {})
-    write_table(plan_table(asked, SAMPLES, 100), folder / "free.parquet", {})
+    write_table(plan_table(asked, SAMPLES, template_share=TEMPLATES / SAMPLES), folder / "plan.parquet", {})
+    write_table(plan_table(asked, SAMPLES), folder / "free.parquet", {})
     index = TemplateIndex.build(table, Templates(distance="mendeleev"))
     rows = read_table(folder / "plan.parquet").filter(pc.field("origin") == "template")
     first = pc.equal(rows["composition"], rows["composition"][0])
     proposed = pa.concat_tables(
         [
-            proposal_table(index, rows.filter(first), TEMPLATES, "none"),
-            proposal_table(index, rows.filter(pc.invert(first)), TEMPLATES, "composition"),
+            proposal_table(index, rows.filter(first), "none"),
+            proposal_table(index, rows.filter(pc.invert(first)), "composition"),
         ]
     )
     assert set(proposed["origin"].to_pylist()) == {"known", "template"}
@@ -72,7 +72,6 @@ def make(
         folder / f"{plan}.parquet",
         folder / f"g-{process}",
         folder / f"p-{process}",
-        0,
         folder / "out.parquet",
         folder / work,
         folder / "templates.parquet" if templates else None,
@@ -152,10 +151,10 @@ def test_an_interrupted_shard_keeps_its_templates(folder: Path, monkeypatch: pyt
     assert same(make(folder, batch_atoms=10, work="cut"), whole)
 
 
-def test_shares_are_rounded_up() -> None:
+def test_shares_are_rounded_down() -> None:
     assert [Generate(samples=20, template_share=share).templates for share in (0, 0.01, 0.5, 0.55, 1)] == [
         0,
-        1,
+        0,
         10,
         11,
         20,

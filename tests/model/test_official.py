@@ -127,7 +127,7 @@ def test_generation_runs_with_an_imported_model(tmp_path: Path) -> None:
     """In paper mode the sampler is the published one: lattices in angstrom, not bounded."""
     import_checkpoint(write_run(tmp_path / "run", state_dict(**TINY), model=GENERATOR), tmp_path / "model")
     model = load_model(tmp_path / "model")
-    rows = plan_table([requested("NaCl", 2)], samples=3, shard_size=10)
+    rows = plan_table([requested("NaCl", 2)], samples=3)
     steps = TINY["steps"]
     out = generate_rows(rows, model, None, Generate(steps=steps, guidance_scale=0), seed=4)
     assert out["status"].to_pylist() == ["ok"] * 3

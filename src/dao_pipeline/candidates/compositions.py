@@ -18,7 +18,7 @@ from dao_pipeline.config import Campaign
 from dao_pipeline.crystals.crystal import reduced_formula
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
 from dao_pipeline.crystals.formula import formula_text, parse_formula, reduced
-from dao_pipeline.crystals.table import iter_tables, read_table
+from dao_pipeline.crystals.table import iter_tables, read_about, read_table
 from dao_pipeline.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,10 @@ def _present(path: Path, columns: Sequence[str]) -> list[str]:
 
 
 def known_elements(table: Path) -> set[int]:
-    """Atomic numbers that occur in a crystal table; streamed."""
+    """Atomic numbers that occur in a crystal table: what its metadata says, or else what it holds, streamed."""
+    noted = read_about(table).get("elements")
+    if noted is not None:
+        return set(noted)
     known: set[int] = set()
     for piece in iter_tables(table, rows=50_000, columns=["atomic_numbers"]):
         known.update(np.unique(np.asarray(piece["atomic_numbers"].combine_chunks().flatten())).tolist())

@@ -1,6 +1,6 @@
-"""Stage generate_candidates: the crystals of one shard, sampled by DAO-G and guided by DAO-P.
+"""Stage generate_candidates: the crystals of one round of a shard, sampled by DAO-G and guided by DAO-P.
 
-The result of a shard follows from the campaign's seed, the shard's number and its rows alone. Batches are
+The result follows from the campaign's seed and the rows of the round alone. Batches are
 written as they are finished, so an interrupted shard continues at its last batch.
 """
 
@@ -45,20 +45,19 @@ def generate_candidates(
     plan: Path,
     generator: Path,
     energy_model: Path,
-    shard: int,
     out: Path,
     work: Path,
     templates: Path | None = None,
 ) -> None:
-    """Generate the rows of ``plan`` that belong to ``shard``; one row each in ``out``, whatever happens.
+    """Generate the rows of ``plan``, a round of a shard; one row each in ``out``, whatever happens.
 
-    Those with a row in ``templates`` are made from it, all others generated. A shard beyond the plan is an empty
+    Those with a row in ``templates`` are made from it, all others generated. Without rows the result is an empty
     table. Raises ContinueLater when interrupted, and UserError for models that
     do not fit each other or the settings.
     """
     settings = campaign.generate
-    table = read_table(plan, list(PLAN_COLUMNS))
-    rows = table.filter(pc.equal(table["shard"], shard)).combine_chunks()
+    rows = read_table(plan, list(PLAN_COLUMNS))
+    shard = f"shard {place_of(rows)}"
     inputs = {
         "plan": plan,
         "generator": generator / "model.safetensors",
@@ -69,7 +68,6 @@ def generate_candidates(
         campaign=campaign.name,
         settings=stage_settings(campaign, "generate_candidates"),
         inputs=inputs,
-        shard=shard,
         seed=campaign.seed,
         training={"generator": training_of(generator), "energy_model": training_of(energy_model)},
     )
@@ -91,33 +89,38 @@ def generate_candidates(
     proposed = None if templates is None else read_table(templates)
     batches = _batches(rows, proposed, settings.batch_atoms)
     parts: list[Path] = []
-    with Interruptible() as interrupt, Reporter(f"generate_candidates shard {shard}", rows.num_rows) as progress:
+    with Interruptible() as interrupt, Reporter(f"generate_candidates {shard}", rows.num_rows) as progress:
         for name, indices in batches.items():
             part = work / f"{name}.parquet"
             if not is_finished(part, identity):
                 kind, number = name.split("-")
                 batch = rows.take(indices)
                 if kind == "batch":
-                    seed = stage_seed(campaign.seed, f"generate:{shard}:{int(number)}")
+                    seed = stage_seed(campaign.seed, f"generate:{place_of(rows)}:{int(number)}")
                     made = generate_rows(batch, dao_g, dao_p, settings, seed)
                 else:
                     assert proposed is not None
-                    seed = stage_seed(campaign.seed, f"templates:{shard}:{int(number)}")
+                    seed = stage_seed(campaign.seed, f"templates:{place_of(rows)}:{int(number)}")
                     made = template_rows(batch, proposed, dao_g, settings, seed)
                 write_table(made, part, {**about, "identity": identity})
             parts.append(part)
             progress.advance(len(indices))
             if interrupt.requested and len(parts) < len(batches):
-                raise ContinueLater(f"shard {shard} after {name}; finished batches are in {work}")
+                raise ContinueLater(f"{shard} after {name}; finished batches are in {work}")
     if parts:
         done = pa.concat_tables([read_table(part) for part in parts])
         result = done.take(np.argsort(np.concatenate(list(batches.values()))))  # back in the order of the plan
     else:
         result = as_candidates(rows, np.zeros((0, 3)), np.zeros((0, 3, 3)), settings)
     if result["id"].to_pylist() != rows["id"].to_pylist():
-        raise RuntimeError(f"shard {shard}: generated rows do not agree with the plan")
+        raise RuntimeError(f"{shard}: generated rows do not agree with the plan")
     write_table(result, out, about)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def place_of(rows: pa.Table) -> str:
+    """Shard and round of the rows of a plan, which are all in one."""
+    return "-".join(str(rows[name][0].as_py()) for name in ("shard", "round")) if rows.num_rows else "without rows"
 
 
 def _batches(rows: pa.Table, proposed: pa.Table | None, batch_atoms: int) -> dict[str, np.ndarray]:

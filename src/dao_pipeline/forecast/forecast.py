@@ -21,7 +21,7 @@ from dao_pipeline.preflight import problems_of, source_elements
 from dao_pipeline.workflow_support import RULES, stage_files, stage_jobs
 
 _NAMED = 20
-_SAME_WORK = {"plan_shard": "plan_candidates", "screen_shard": "screen_candidates"}
+_SAME_WORK = {"plan_shard": "plan_candidates"}
 """Rules that do what a stage does as well, which speaks for them until they are measured themselves."""
 
 _LOOKED_AT = 10_000

@@ -46,7 +46,7 @@ def print_forecast(found: Forecast, console: Console | None = None) -> None:
 def _stages(found: Forecast) -> Table:
     table = Table(box=SIMPLE_HEAD, title=f"Campaign {found.campaign}", title_justify="left")
     table.add_column("stage", no_wrap=True)
-    for name in ("jobs", "done", "work", "hours left"):
+    for name in ("jobs", "done", "work", "left to do"):
         table.add_column(name, justify="right")
     table.add_column("by the throughput of")
     for stage in found.stages:
@@ -66,7 +66,7 @@ def _stages(found: Forecast) -> Table:
 def _estimate(stage: StagePlan) -> str:
     if stage.hours is None:
         return "?"
-    return f"{stage.hours:.3g} {'GPU' if stage.device == 'gpu' else 'CPU'}"
+    return f"{_hours(stage.hours)} {'GPU' if stage.device == 'gpu' else 'CPU'}"
 
 
 def _print_infeasible(found: Forecast, console: Console) -> None:
@@ -86,7 +86,9 @@ def _atoms(atoms: dict[str, float]) -> str:
 
 
 def _hours(hours: float) -> str:
-    return f"{60 * hours:.1f} minutes" if hours < 1 else f"{hours:,.1f} hours"
+    if hours < 1 / 60:
+        return f"{3600 * hours:.0f} s"
+    return f"{60 * hours:.1f} min" if hours < 1 else f"{hours:,.1f} h"
 
 
 def _size(number: float) -> str:
