@@ -241,6 +241,23 @@ def generate_candidates(
 
 
 @command
+def trajectory(
+    config: ConfigFile,
+    plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
+    generator: Annotated[Path, typer.Option(help="DAO-G model directory")],
+    energy_model: Annotated[Path, typer.Option(help="DAO-P model directory, for guidance")],
+    ids: Annotated[list[str], typer.Option("--id", help="candidate, e.g. cand:0:3; as often as you like")],
+    out: OutDir,
+    templates: Annotated[Path | None, typer.Option(help="table written by propose-templates")] = None,
+) -> None:
+    """Draw chosen candidates again and write each step of them as extended XYZ."""
+    from dao_pipeline.candidates.trajectory import write_trajectories as run
+
+    for path in run(_campaign(config), plan, generator, energy_model, ids, out, templates):
+        typer.echo(path)
+
+
+@command
 def train_ranker(
     config: ConfigFile,
     crysdb: CrysdbDir,
