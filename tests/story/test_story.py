@@ -12,12 +12,16 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from dao_pipeline.cli import app
+from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.find import find_rows, similar_ids
-from dao_pipeline.crystals.table import read_table, write_table, writing
+from dao_pipeline.crystals.table import read_table, write_table, write_text, writing
 from dao_pipeline.errors import UserError
 from dao_pipeline.story.story import Chapter, story
 from dao_pipeline.story.text import print_story, show_campaign, show_crystal
+from tests.make import binary
 from tests.report.build import build_results
+
+MODELS = ("generator", "energy_model")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,49 @@ def test_a_failed_candidate_has_a_story_too(results: Path) -> None:
     chapters = told(results, own["id"])
     assert chapters["Made"].facts["status"] == "diverged"
     assert "energy_pred" not in chapters.get("Energies", Chapter("")).facts
+
+
+def test_shard_template_and_models_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "x"
+    known = binary(0, formation_energy=-2.0, e_above_hull=0.0)
+    write_table(to_table([known]), folder / "crysdb" / "train.parquet", {"stage": "build_crysdb"})
+    rows = {"composition": "CaO", "sample": 21, "shard": 1, "round": 2, "status": "ok", "guidance_scale": 3.0}
+    rows |= {
+        "origin": "template_refined",
+        "template_id": known.id,
+        "template_distance": 0.25,
+        "rank": 1,
+        "group": 0,
+    }
+    candidate = Crystal(**{**vars(known), "id": "cand:50:21", "extra": rows})
+    other = Crystal(**{**vars(known), "id": "cand:50:22", "extra": rows | {"sample": 22, "rank": None}})
+    inputs = {name: {"path": f"results/x/models/{name}/model.safetensors", "hash": "12e4"} for name in MODELS}
+    made = {"sampling": {"process": "flow", "annealing": None}, "settings": {"generate.guidance": {"start": 0.5}}}
+    shard = folder / "candidates" / "generated" / "shard-00001-002.parquet"
+    write_table(to_table([candidate, other]), shard, made | {"inputs": inputs})
+    write_table(to_table([other]), shard.with_name("shard-00001-001.parquet"), {})
+    write_table(to_table([candidate, other]), folder / "candidates" / "screened.parquet", {"symprec": 0.1})
+    history = [
+        {"stage": "finetune_generator", "crystals": 7, "steps": 5, "seed": 1, "inputs": {"train": "a" * 16}}
+    ]
+    for name in MODELS:
+        write_text(folder / "models" / name / "config.json", json.dumps({"history": history, "weights_hash": "f"}))
+    chapters = told(folder, "cand:50:21")
+    facts = chapters["Made"].facts
+    assert facts["file"] == "candidates/generated/shard-00001-002.parquet"
+    assert facts["process"] == "flow"
+    assert facts["guidance.start"] == 0.5
+    assert "annealing" not in facts
+    template = chapters["Template"].facts
+    assert template["template_id"] == "t-0"
+    assert template["its source"] == "test"
+    assert template["its formation_energy"] == -2.0
+    for title in ("DAO-G", "DAO-P"):
+        assert chapters[title].facts["weights_hash"] == "f"
+        assert chapters[title].rows == [
+            {"stage": "finetune_generator", "crystals": 7, "steps": 5, "seed": 1, "data": "train aaaaaaaa"}
+        ]
+    assert [row["id"] for row in chapters["Others of its group"].rows] == ["cand:50:22"]
 
 
 def test_stages_that_have_not_run_are_named(tmp_path: Path) -> None:
