@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -202,13 +202,16 @@ class _Cells:
         self.dropped: dict[str, list[str]] = {name: [] for name in DROPPED_SCHEMA.names}
 
     def add(self, counts: Mapping[str, int], units: int | None, asked_by: str, formula: str | None = None) -> None:
-        """A formula with one number of formula units, or all that fit. formula: reduced, if that is known."""
-        atoms, formula = sum(counts.values()), formula or reduced(counts)
+        """A formula with one number of formula units, or all that fit.
+
+        formula: what ``counts`` are in their order, if they are reduced and ordered already.
+        """
+        atoms, plain, formula = sum(counts.values()), formula, formula or reduced(counts)
         species = [ATOMIC_NUMBERS[symbol] for symbol in counts]
         numbers = [units] if units else range(1, max(1, self.unit_atoms // atoms) + 1)
         for number in numbers:
             repeats = [count * number for count in counts.values()]
-            name = "".join([s if n == 1 else f"{s}{n}" for s, n in zip(counts, repeats, strict=True)])
+            name = plain if plain and number == 1 else _text(counts, repeats)
             size = atoms * number
             if size > self.max_atoms:
                 self.drop(name, asked_by, "too_many_atoms", f"{size}, generate.max_atoms is {self.max_atoms}")
@@ -247,6 +250,10 @@ class _Cells:
             for values, field in zip(columns, ASKED_SCHEMA, strict=True)
         ]
         return pa.table([array.cast(f.type) for array, f in zip(arrays, ASKED_SCHEMA, strict=True)], ASKED_SCHEMA)
+
+
+def _text(symbols: Iterable[str], numbers: Iterable[int]) -> str:
+    return "".join([s if n == 1 else f"{s}{n}" for s, n in zip(symbols, numbers, strict=True)])
 
 
 def _explicit(campaign: Campaign, cells: _Cells) -> None:
