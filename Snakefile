@@ -9,7 +9,12 @@
 #   snakemake --profile slurm                                  on a Slurm cluster
 #   snakemake -n                                               what would run, and why
 from dao_pipeline.stage_code import stage_code_hash
-from dao_pipeline.workflow_support import name_stages, open_campaigns, option
+from dao_pipeline.workflow_support import (
+    folder_option,
+    name_stages,
+    open_campaigns,
+    option,
+)
 
 campaigns = open_campaigns(workflow)
 
@@ -46,6 +51,7 @@ include: "workflow/rules/candidates.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/properties.smk"
 include: "workflow/rules/qe.smk"
+include: "workflow/rules/comparison.smk"
 include: "workflow/rules/report.smk"
 
 

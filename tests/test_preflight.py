@@ -181,8 +181,43 @@ def test_quantum_espresso(tmp_path: Path, crystals: dict[str, Any]) -> None:
     assert "qe.pseudo_dir: not given" in problems(write(tmp_path / "a.yaml", data=crystals, qe=qe))[0]
     qe["pseudo_dir"] = str(tmp_path)
     assert "no UPF files" in problems(write(tmp_path / "a.yaml", data=crystals, qe=qe))[0]
-    (tmp_path / "O.pbe.UPF").touch()
+    header = '<PP_HEADER element="{}" pseudo_type="NC" functional="{}" z_valence="6.0"/>'
+    (tmp_path / "O.UPF").write_text(header.format("O", "PBE"))
     check_campaigns([write(tmp_path / "a.yaml", data=crystals, qe=qe)])
+    asked = {"compositions": [{"formula": "LiO"}]}  # elements that are known to come
+    found = problems(write(tmp_path / "a.yaml", data=crystals, generate=asked, qe=qe))
+    assert "no PBE pseudopotential for Li" in found[-1]
+    (tmp_path / "Li.UPF").write_text(header.format("Li", "SLA PZ NOGX NOGC"))
+    found = problems(write(tmp_path / "a.yaml", data=crystals, generate=asked, qe=qe))
+    assert "Li.UPF: its functional is LDA" in found[-1]
+    table = {"pseudo_table": str(tmp_path / "O.UPF")}
+    assert "no table of pseudopotentials" in problems(write(tmp_path / "a.yaml", data=crystals, qe=qe | table))[0]
+    assert (
+        "absent.txt: not readable"
+        in problems(write(tmp_path / "a.yaml", data=crystals, qe=qe | {"candidates": "absent.txt"}))[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"launcher": "mpirun-of-nowhere -np 2"}, "mpirun-of-nowhere not found on this machine"),
+        ({"launcher": "sh -np 4"}, "4 processes, but compute.dft.threads = 2; raise"),
+        ({"launcher": "sh -np 2", "pools": 3}, "does not divide the 2 processes"),
+        ({"command": ""}, "qe.command: empty"),
+        ({"command": "pw-of-a-module.x", "setup": "module load qe"}, None),
+    ],
+)
+def test_how_quantum_espresso_is_started(
+    tmp_path: Path, crystals: dict[str, Any], values: dict[str, Any], problem: str | None
+) -> None:
+    (tmp_path / "O.UPF").write_text("<PP_HEADER")
+    qe = {"enabled": True, "command": "sh", "pseudo_dir": str(tmp_path)} | values
+    path = write(tmp_path / "a.yaml", data=crystals, qe=qe)
+    if problem is None:
+        check_campaigns([path])
+    else:
+        assert problem in problems(path)[0]
 
 
 def test_materials_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

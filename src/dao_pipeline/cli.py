@@ -375,14 +375,56 @@ def predict_property(
 def validate_qe(
     config: ConfigFile,
     screened: Annotated[Path, typer.Option(help="table written by screen-candidates")],
-    number: Annotated[int, typer.Option(min=0, help="position among the candidates to validate, from 0")],
+    number: Annotated[int, typer.Option(min=0, help="position among the candidates to compute, from 0")],
     out: OutFile,
     work: WorkDir,
+    minutes: Annotated[
+        float | None, typer.Option(help="time that this job may take; pw.x stops before, and another job goes on")
+    ] = None,
 ) -> None:
     """Compute one candidate with Quantum ESPRESSO."""
     from dao_pipeline.qe.validate import validate_qe as run
 
-    run(_campaign(config), screened, number, out, work)
+    run(_campaign(config), screened, number, out, work, minutes)
+
+
+@command
+def reference_energies(
+    config: ConfigFile,
+    validation: Annotated[Path, typer.Option(help="folder written by validate-qe")],
+    crysdb: CrysdbDir,
+    out: OutFile,
+    work: Annotated[Path, typer.Option(help="folder of computed references, which campaigns share")],
+    minutes: Annotated[float | None, typer.Option(min=0, help="that this job may take")] = None,
+) -> None:
+    """Compute elements and reference phases with the settings of the validated candidates."""
+    from dao_pipeline.comparison.references import reference_energies as run
+
+    run(_campaign(config), validation, crysdb, out, work, minutes)
+
+
+@command
+def compare_dft(
+    config: ConfigFile,
+    screened: Annotated[Path, typer.Option(help="table written by screen-candidates")],
+    out: OutDir,
+    validation: Annotated[Path | None, typer.Option(help="folder written by validate-qe")] = None,
+    references: Annotated[Path | None, typer.Option(help="table written by reference-energies")] = None,
+    timings: Annotated[Path | None, typer.Option(help="folder of Snakemake's benchmark files")] = None,
+    known: Annotated[Path | None, typer.Option(help="table of the crystals that candidates aim at")] = None,
+) -> None:
+    """Compare candidates with DFT: geometry, order of polymorphs, energies, cost."""
+    from dao_pipeline.comparison.compare import compare_dft as run
+
+    run(
+        _campaign(config),
+        screened,
+        out,
+        validation=validation,
+        references=references,
+        timings=timings,
+        known=known,
+    )
 
 
 @command

@@ -364,27 +364,62 @@ def _ranker(campaign: Campaign) -> Iterator[str]:
 
 
 def _qe(campaign: Campaign) -> Iterator[str]:
+    if campaign.qe.enabled:
+        for check in (_qe_candidates, _qe_pseudopotentials, _qe_command):
+            yield from check(campaign)
+
+
+def _qe_candidates(campaign: Campaign) -> Iterator[str]:
+    from dao_pipeline.qe.select import named_candidates
+
+    try:
+        named_candidates(campaign.qe)
+    except UserError as error:
+        yield str(error)
+
+
+def _qe_pseudopotentials(campaign: Campaign) -> Iterator[str]:
+    """Problems of the pseudopotentials: of every element that is known to come, or else of what there is."""
+    from dao_pipeline.qe.pseudopotentials import pseudopotentials_of, read_table
+
     qe = campaign.qe
-    if not qe.enabled:
-        return
     if not qe.pseudo_dir:
-        yield "qe.pseudo_dir: not given, but qe.enabled is true; name the folder with PBE pseudopotentials (UPF)."
-    else:
-        try:
-            folder = expand_path(qe.pseudo_dir)
-            if not any(p.suffix.lower() == ".upf" for p in (folder.iterdir() if folder.is_dir() else ())):
-                yield f"qe.pseudo_dir = {qe.pseudo_dir}: no UPF files in {folder}; correct the path."
-        except UserError as error:
-            yield f"qe.pseudo_dir = {qe.pseudo_dir}: {_reason(error)}"
-    words = shlex.split(qe.command)
+        yield "qe.pseudo_dir: not given, but qe.enabled is true; name the folder with pseudopotentials (UPF)."
+        return
+    asked = (parse_formula(composition.formula) for composition in campaign.generate.compositions or [])
+    elements = dict.fromkeys(symbol for formula in asked for symbol in formula)
+    try:
+        folder = expand_path(qe.pseudo_dir)
+        if not any(p.suffix.lower() == ".upf" for p in (folder.iterdir() if folder.is_dir() else ())):
+            yield f"qe.pseudo_dir = {qe.pseudo_dir}: no UPF files in {folder}; correct the path."
+            return
+        if qe.pseudo_table:
+            read_table(expand_path(qe.pseudo_table))
+        if elements:
+            pseudopotentials_of(qe, elements)
+    except UserError as error:
+        yield from str(error).splitlines()
+
+
+def _qe_command(campaign: Campaign) -> Iterator[str]:
+    qe, threads = campaign.qe, campaign.compute.dft.threads
+    words = [*shlex.split(qe.launcher), *shlex.split(qe.command)]
+    if not shlex.split(qe.command):
+        yield "qe.command: empty; write how pw.x is started, e.g. pw.x."
     programs = [word for i, word in enumerate(words) if i == 0 or Path(word).name == "pw.x"]
-    if missing := [word for word in programs if shutil.which(word) is None]:
+    if not qe.setup and (missing := [word for word in programs if shutil.which(word) is None]):
         yield (
-            f"qe.command = {qe.command}: {' and '.join(missing)} not found on this machine; install Quantum "
-            "ESPRESSO, load its module, or write the full path."
+            f"qe.command = {' '.join(words)}: {' and '.join(missing)} not found on this machine; install Quantum "
+            "ESPRESSO, write the full path, or give the commands that load it in qe.setup."
         )
-    if not words:
-        yield "qe.command: empty; write how pw.x is started, e.g. 'mpirun -np 8 pw.x'."
+    processes = re.search(r"(?:^|\s)-(?:np|n|c)\s+(\d+)", " ".join(words))
+    if processes and int(processes.group(1)) > threads:
+        yield (
+            f"qe.launcher = {qe.launcher}: {processes.group(1)} processes, but compute.dft.threads = {threads}; "
+            "raise compute.dft.threads, which is what a job asks the cluster for."
+        )
+    if processes and int(processes.group(1)) % qe.pools:
+        yield f"qe.pools = {qe.pools}: does not divide the {processes.group(1)} processes; choose a divisor."
 
 
 def elements_in(path: Path) -> set[str]:

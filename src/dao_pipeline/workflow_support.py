@@ -25,8 +25,8 @@ from dao_pipeline.config.read import deep_merge, parse_campaign, read_yaml, vari
 from dao_pipeline.errors import UserError
 
 DEFAULT_CAMPAIGN = Path("config/demo.yaml")
-COMPUTE_KINDS = ("cpu", "training", "sampling")
-Kind = Literal["cpu", "training", "sampling"]
+COMPUTE_KINDS = ("cpu", "training", "sampling", "dft")
+Kind = Literal["cpu", "training", "sampling", "dft"]
 
 # Campaigns ----------------------------------------------------------------------------------------------------
 
@@ -217,6 +217,17 @@ class Campaigns(Mapping[str, Campaign]):
         path = self[wildcards.campaign].finetune.path
         return [str(expand_path(path))] if path else []
 
+    def reference_phases(self, wildcards: Any) -> list[str]:
+        """The campaign's own table of reference phases for hulls by DFT."""
+        path = self[wildcards.campaign].compare_dft.phases
+        return [str(expand_path(path))] if path else []
+
+    def dft_baselines(self, wildcards: Any) -> list[str]:
+        """Tables of DFT results from elsewhere, and of known crystals to compare with."""
+        settings = self[wildcards.campaign].compare_dft
+        paths = [baseline.path for baseline in settings.baselines]
+        return [str(expand_path(path)) for path in (*paths, settings.known) if path]
+
     def property_table(self, wildcards: Any) -> list[str]:
         """The campaign's own table of crystals with labels."""
         path = self[wildcards.campaign].property.path
@@ -268,6 +279,11 @@ class Campaigns(Mapping[str, Campaign]):
         if ranking.model:
             return [str(expand_path(ranking.model))]
         return [self.at("train_ranker", "models/ranker")(wildcards)]
+
+    def named_candidate(self, wildcards: Any) -> str:
+        """Id of a DFT job's candidate, where the campaign names it: an edit of the list reruns what changed."""
+        named = _named_candidates(self[wildcards.campaign])
+        return named[int(wildcards.number)] if named else ""
 
     def stage_input(self, stage: str) -> Callable[[Any], list[str]]:
         """All files of ``stage`` in one campaign."""
@@ -338,6 +354,11 @@ def option(name: str, files: Sequence[str]) -> str:
     return f"{name} {shlex.quote(str(files[0]))}" if files else ""
 
 
+def folder_option(name: str, files: Sequence[str]) -> str:
+    """The same with the folder of the files of a stage."""
+    return f"{name} {shlex.quote(str(Path(files[0]).parent))}" if files else ""
+
+
 def set_aside(campaign: Campaign) -> None:
     """Move shards that the campaign no longer has, because it shrank, from results/ to work/<campaign>/earlier/.
 
@@ -368,6 +389,7 @@ REPORTED = (
     "screen_candidates",
     "evaluate",
     "validate_qe",
+    "compare_dft",
 )
 """Stages whose files the report reads."""
 
@@ -492,8 +514,15 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
         case "predict_property":
             files = ["properties/predictions.parquet"] if campaign.property.enabled else []
         case "validate_qe":
-            number = count_compositions(campaign) * campaign.qe.top_k if campaign.qe.enabled else 0
+            named = _named_candidates(campaign) if campaign.qe.enabled else []
+            number = count_compositions(campaign) * campaign.qe.top_k if named is None else len(named)
             files = [f"validation/candidate-{n:04d}.parquet" for n in range(number)]
+        case "reference_energies":
+            files = ["references/phases.parquet"] if campaign.qe.enabled and campaign.compare_dft.elements else []
+        case "compare_dft":
+            compared = campaign.qe.enabled or campaign.compare_dft.baselines
+            names = ("candidates", "compositions", "summary")
+            files = [f"comparison/{name}.parquet" for name in names] if compared else []
         case "ablate":
             files = (
                 [f"ablation/{name}" for name in ("summary.parquet", "table.md")]
@@ -511,6 +540,15 @@ def _rounds(campaign: Campaign) -> list[str]:
     """Names of the files of all rounds of all shards."""
     shards, rounds = range(planned_shards(campaign)), range(campaign.generate.rounds)
     return [shard_file(shard, number) for shard in shards for number in rounds]
+
+
+def _named_candidates(campaign: Campaign) -> list[str] | None:
+    """Candidates that the campaign names for DFT; None: those of high rank."""
+    if campaign.qe.candidates is None:
+        return None
+    from dao_pipeline.qe.select import named_candidates
+
+    return named_candidates(campaign.qe)
 
 
 def planned_shard(campaign: Campaign, shard: int, round_number: int) -> str:
@@ -634,5 +672,7 @@ _WHY_NOT = {
     "finetune_property": "property.enabled is false",
     "predict_property": "property.enabled is false",
     "validate_qe": "qe.enabled is false",
+    "reference_energies": "qe.enabled or compare_dft.elements is false",
+    "compare_dft": "qe.enabled is false, and compare_dft.baselines names no other results",
     "ablate": "ablation.variants is empty",
 }

@@ -23,7 +23,7 @@ from dao_pipeline.config.read import load_campaign, parse_campaign
 from dao_pipeline.config.write import write_resolved
 from dao_pipeline.crystals.crystal import to_table
 from dao_pipeline.crystals.table import write_table
-from dao_pipeline.forecast.forecast import Forecast, forecast
+from dao_pipeline.forecast.forecast import Forecast, dft_hours, forecast
 from dao_pipeline.forecast.rates import Rate, known_rates, read_timings, shipped, together
 from dao_pipeline.forecast.text import print_forecast
 from dao_pipeline.forecast.work import amounts, sizes
@@ -285,3 +285,24 @@ def test_sizes_come_from_tables_where_they_are_there() -> None:
     empty = sizes(given, Path("results/none"), (3, 12.0))
     assert empty.training == empty.crystals == 4019
     assert empty.bounds
+
+
+def test_dft_is_priced_by_its_own_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    priced: list[int] = []
+
+    def cost(settings: Any, cells: list[dict[str, int]]) -> float:
+        assert settings.budget_core_hours is None
+        priced.append(len(cells))
+        return 2.0 * len(cells)
+
+    monkeypatch.setattr("dao_pipeline.qe.cost.expected_core_hours", cost)
+    given = campaign(qe={"enabled": True})
+    names = [f"Mg{n}O" for n in range(1, 6)]
+    assert dft_hours(given, names) == 10
+    monkeypatch.setattr("dao_pipeline.forecast.forecast._PRICED", 2)
+    assert dft_hours(given, names) == 10  # two stand for five
+    assert priced == [5, 2]
+    assert dft_hours(campaign(qe={"enabled": True, "budget_core_hours": 3}), names) == 3
+    stage = next(s for s in planned(given).stages if s.stage == "validate_qe")
+    assert (stage.jobs, stage.work, stage.hours) == (5, 5, 10)
+    assert "cost" in stage.measured

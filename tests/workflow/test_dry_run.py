@@ -79,6 +79,9 @@ def test_quantum_espresso_gets_one_job_per_candidate(tiny: Path, tmp_path: Path)
     values = f"{{enabled: true, top_k: 3, command: '{sys.executable}', pseudo_dir: '{tmp_path}'}}"
     run = dry_run("--configfile", tiny, "--config", f"qe={values}", cwd=tmp_path)
     assert run.jobs["validate_qe"] == 2 * 3
+    (tmp_path / "ids.txt").write_text("cand:0:1\ncand:1:3\ncand:0:2\n")
+    named = values.replace("top_k: 3", f"candidates: '{tmp_path}/ids.txt'")
+    assert dry_run("--configfile", tiny, "--config", f"qe={named}", cwd=tmp_path).jobs["validate_qe"] == 3
 
 
 def test_a_property_gets_its_two_stages(tiny: Path, crystals: Path, tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ from dao_pipeline.config.candidates import (
     Sampling,
     Screen,
 )
+from dao_pipeline.config.comparison import (
+    CompareDFT,
+    DFTBaseline,
+)
 from dao_pipeline.config.compute import (
     Compute,
     Resources,
@@ -57,8 +61,8 @@ from dao_pipeline.config.models import (
 from dao_pipeline.config.paths import (
     expand_path,
 )
+from dao_pipeline.config.qe import QE
 from dao_pipeline.config.results import (
-    QE,
     VARIANT,
     Ablation,
     Evaluate,
@@ -89,9 +93,11 @@ __all__ = [
     "Ablation",
     "Backbone",
     "Campaign",
+    "CompareDFT",
     "Composition",
     "Compute",
     "CrysDB",
+    "DFTBaseline",
     "Data",
     "DataSource",
     "Dedup",

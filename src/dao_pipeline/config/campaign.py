@@ -7,11 +7,13 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from dao_pipeline.config.candidates import Generate, Screen
+from dao_pipeline.config.comparison import CompareDFT
 from dao_pipeline.config.compute import Compute
 from dao_pipeline.config.crysdb import CrysDB
 from dao_pipeline.config.data import Data
 from dao_pipeline.config.models import EnergyModel, Finetune, Generator, Pretrain, Process, Relax
-from dao_pipeline.config.results import QE, Ablation, Evaluate, Property, Report
+from dao_pipeline.config.qe import QE
+from dao_pipeline.config.results import Ablation, Evaluate, Property, Report
 from dao_pipeline.config.section import Section
 from dao_pipeline.config.templates import Ranking, Templates
 
@@ -38,6 +40,7 @@ class Campaign(Section):
     evaluate: Evaluate = Evaluate()
     property: Property = Property()
     qe: QE = QE()
+    compare_dft: CompareDFT = CompareDFT()
     ablation: Ablation = Ablation()
     report: Report = Report()
     compute: Compute = Compute()

@@ -47,3 +47,4 @@ class Compute(Section):
     cpu: Resources = Resources()
     training: TrainingResources = TrainingResources(mem_mb=8_000, runtime=720)
     sampling: Resources = Resources(mem_mb=8_000, runtime=240)
+    dft: Resources = Resources(mem_mb=8_000, runtime=720)

@@ -1,8 +1,8 @@
-"""What is made of the candidates: evaluation, properties, DFT, ablation, report."""
+"""What is made of the candidates: evaluation, properties, ablation, report."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -46,21 +46,6 @@ class Property(Section):
             if self.enabled and not getattr(self, key):
                 raise ValueError(f"{key} is not given, but enabled is true: name {what}, or set enabled: false")
         return self
-
-
-class QE(Section):
-    """Stage validate_qe: Quantum ESPRESSO on the top candidates, one job each."""
-
-    enabled: bool = Field(False, description="run the stage")
-    top_k: int = Field(1, ge=1, description="candidates per composition")
-    command: str = Field("pw.x", description="how pw.x is started, e.g. 'mpirun -np 8 pw.x'")
-    pseudo_dir: str | None = Field(None, description="folder with PBE pseudopotentials (UPF)")
-    ecutwfc: float = Field(60.0, gt=0, description="Ry")
-    ecutrho: float = Field(480.0, gt=0, description="Ry")
-    kspacing: float = Field(0.3, gt=0, description="1/angstrom")
-    calculation: Literal["scf", "relax", "vc-relax"] = Field(
-        "vc-relax", description="scf: energy as it stands; relax: move atoms; vc-relax: cell as well"
-    )
 
 
 class Ablation(Section):

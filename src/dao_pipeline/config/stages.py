@@ -12,6 +12,20 @@ from dao_pipeline.config.candidates import Screen
 _OF_THE_WHOLE = ("top_k", "top_files")
 """Keys of ``screen`` that matter only when the shards are put together."""
 
+_DFT_METHOD = (
+    "qe.protocol",
+    "qe.functional",
+    "qe.kspacing",
+    "qe.ecutwfc",
+    "qe.ecutrho",
+    "qe.smearing",
+    "qe.degauss",
+    "qe.spin",
+    "qe.pseudo_dir",
+    "qe.pseudo_table",
+)
+"""Keys that decide a DFT energy."""
+
 STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "download": ("data",),
     "build_crysdb": ("crysdb", "energy_model.label", "seed"),
@@ -85,11 +99,23 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     ),
     "finetune_property": ("property", "seed"),
     "predict_property": (),
-    "validate_qe": ("qe",),
+    "validate_qe": (
+        "qe.candidates",
+        "qe.top_k",
+        "qe.select",
+        "qe.budget_core_hours",
+        "qe.calculation",
+        *_DFT_METHOD,
+    ),
+    "reference_energies": (*_DFT_METHOD, "compare_dft.max_element_atoms", "compare_dft.phases"),
+    "compare_dft": ("compare_dft", "evaluate.bootstrap", "energy_model.label", "seed"),
     "ablate": ("ablation", "evaluate.bootstrap", "seed"),
     "report": ("report",),
 }
-"""Configuration keys that each stage uses: the rule's ``params``, so that other edits do not rerun it."""
+"""Configuration keys that each stage uses: the rule's ``params``, so that other edits do not rerun it.
+
+How pw.x is started (``qe.command``, ``launcher``, ``pools``, ``setup``, ``scratch``) is left out like ``compute``.
+"""
 
 
 def stage_settings(campaign: Campaign, stage: str) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from dao_pipeline.candidates.asked import EXPLICIT, resolve
 from dao_pipeline.candidates.compositions import known_elements
 from dao_pipeline.config import Campaign
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
+from dao_pipeline.crystals.formula import parse_formula
 from dao_pipeline.errors import UserError
 from dao_pipeline.forecast.rates import Key, Rate, device, known_rates
 from dao_pipeline.forecast.work import Amount, amounts, sizes
@@ -21,6 +24,9 @@ from dao_pipeline.preflight import problems_of, source_elements
 from dao_pipeline.workflow_support import RULES, stage_files, stage_jobs
 
 _NAMED = 20
+_PRICED = 2_000
+"""Compositions whose DFT calculations are priced one by one."""
+
 _SAME_WORK = {"plan_shard": "plan_candidates"}
 """Rules that do what a stage does as well, which speaks for them until they are measured themselves."""
 
@@ -105,9 +111,12 @@ def forecast(campaign: Campaign, origin: str, results: Path) -> Forecast:
     size = sizes(campaign, folder, None if cells is None else (len(cells.atoms), float(cells.atoms.sum())))
     rates = known_rates(results)
     work = amounts(campaign, size)
+    dft = dft_hours(campaign, cells.names) if cells is not None and campaign.qe.enabled else None
     stages = [
         _stage(campaign, results, rule, work.get(rule), rates) for rule in RULES if stage_jobs(campaign, rule)
     ]
+    if dft is not None:
+        stages = [_priced(stage, dft) if stage.stage == "validate_qe" else stage for stage in stages]
     left = {of: sum(s.hours or 0.0 for s in stages if s.device == of) for of in ("cpu", "gpu")}
     return Forecast(
         campaign=campaign.name,
@@ -129,8 +138,9 @@ def forecast(campaign: Campaign, origin: str, results: Path) -> Forecast:
 
 @dataclass(frozen=True)
 class _Feasible:
-    """Atoms of each cell that can be filled, and the others."""
+    """Names and atoms of each cell that can be filled, and the others."""
 
+    names: list[str]
     atoms: np.ndarray
     reasons: dict[str, int]
     infeasible: list[Infeasible]
@@ -148,7 +158,7 @@ def _feasible(campaign: Campaign, folder: Path, problems: list[str]) -> _Feasibl
     atoms = np.asarray(found.table["num_atoms"], dtype=np.int64)
     known, what = _elements(campaign, folder)
     if known is None or not len(atoms):
-        return _Feasible(atoms, dict(reasons), shown)
+        return _Feasible(found.names, atoms, dict(reasons), shown)
     unseen = _unseen(found.table, known)
     told: set[str] = set()
     for row in found.table.take(pa.array(np.flatnonzero(unseen)[:_LOOKED_AT])).to_pylist():
@@ -161,7 +171,8 @@ def _feasible(campaign: Campaign, folder: Path, problems: list[str]) -> _Feasibl
             problems.append(f"{row['asked_by']}: {row['composition']}: {reason}; remove it.")
     if unseen.any():
         reasons["unseen_element"] = int(unseen.sum())
-    return _Feasible(atoms[~unseen], dict(reasons), shown[:_NAMED])
+    names = [name for name, lost in zip(found.names, unseen.tolist(), strict=True) if not lost]
+    return _Feasible(names, atoms[~unseen], dict(reasons), shown[:_NAMED])
 
 
 def _elements(campaign: Campaign, folder: Path) -> tuple[set[int] | None, str]:
@@ -204,6 +215,32 @@ def _stage(
     return StagePlan(
         rule, jobs, done, amount.value, amount.unit, of, hours, rate.where if rate is not None else ""
     )
+
+
+def _priced(stage: StagePlan, hours: float) -> StagePlan:
+    """The stage of DFT calculations with its hours, of those that are left."""
+    left = (stage.jobs - stage.done) / stage.jobs
+    return replace(stage, work=stage.jobs, hours=hours * left, measured="the cost model of qe/cost.py")
+
+
+def dft_hours(campaign: Campaign, names: Sequence[str]) -> float | None:
+    """Core hours of all DFT calculations as ``qe.cost`` expects them; None where pseudopotentials are missing.
+
+    Of many compositions some, evenly chosen, stand for all.
+    """
+    from dao_pipeline.qe.cost import expected_core_hours
+
+    some = names[:: ceil(len(names) / _PRICED)] if names else []
+    budget = campaign.qe.budget_core_hours
+    try:
+        hours = expected_core_hours(
+            campaign.qe.model_copy(update={"budget_core_hours": None}), [parse_formula(name) for name in some]
+        )
+    except UserError:  # among the problems
+        return None
+    if campaign.qe.candidates is None and some:
+        hours *= len(names) / len(some)
+    return hours if budget is None else min(hours, budget)
 
 
 def _disk(campaign: Campaign, compositions: int, atoms: float) -> int:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from dao_pipeline.config import Backbone, Campaign, DataSource, Training, expand_path
 from dao_pipeline.errors import UserError
 
-Kind = Literal["cpu", "training", "sampling"]
+Kind = Literal["cpu", "training", "sampling", "dft"]
 
 
 class Sizes(NamedTuple):
@@ -125,7 +125,7 @@ def amounts(campaign: Campaign, size: Sizes) -> dict[str, Amount]:
         "evaluate": Amount(candidates, "candidates", "cpu"),
         "finetune_property": trained(campaign.property.training, predictor),
         "predict_property": Amount(candidates, "candidates", "sampling", predictor),
-        "validate_qe": Amount(size.compositions * campaign.qe.top_k, "calculations", "cpu", "any crystal"),
+        "validate_qe": Amount(None, "calculations", "dft"),  # see dft_hours
         "report": Amount(candidates, "candidates", "cpu"),
     }
 

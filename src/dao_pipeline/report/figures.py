@@ -135,6 +135,25 @@ def histogram(values: Sequence[float], label: str, about: str, bins: int = 30) -
     return _frame(Markup('<svg class="bars">{}</svg>').format(bars), x, y, label, "crystals", about)
 
 
+def parity(
+    truth: Sequence[float], predicted: Sequence[float], notes: Sequence[str], x_label: str, y_label: str
+) -> Markup:
+    """Predicted against true values on equal axes, with the diagonal on which they agree."""
+    axis = Axis.over([*truth, *predicted])
+    ends = (axis.low, axis.high)
+    line = Markup('<line class="agree" x1="{:.2f}%" y1="{:.2f}%" x2="{:.2f}%" y2="{:.2f}%"/>').format(
+        axis.place(ends[0]), 100 - axis.place(ends[0]), axis.place(ends[1]), 100 - axis.place(ends[1])
+    )
+    dots = Markup("").join(
+        Markup('<circle cx="{:.2f}%" cy="{:.2f}%" r="4"><title>{}</title></circle>').format(
+            axis.place(x), 100 - axis.place(y), f"{note}: {short(x)} by DFT, {short(y)} predicted"
+        )
+        for x, y, note in zip(truth, predicted, notes, strict=True)
+    )
+    ink = Markup('<svg class="dots" aria-hidden="true">{}{}</svg>').format(line, dots)
+    return _frame(ink, axis, axis, x_label, y_label, f"Parity of {len(truth)} energies")
+
+
 @dataclass(frozen=True)
 class Mark:
     """One candidate in a strip: its energy, whether it is the known crystal, and what to say about it."""

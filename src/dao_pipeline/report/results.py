@@ -120,6 +120,8 @@ class Results:
     targets: pd.DataFrame | None
     rates: pd.DataFrame | None
     validation: pd.DataFrame | None
+    dft_candidates: pd.DataFrame | None
+    dft_summary: pd.DataFrame | None
     timings: list[Timing]
 
 
@@ -156,6 +158,8 @@ def load_results(folder: Path) -> Results:
         targets=read_frame(folder / "evaluation" / "targets.parquet", (*key, "found", "rmse")),
         rates=read_frame(folder / "evaluation" / "summary.parquet", ("method", "k", "match_rate", "low", "high")),
         validation=read_frame(folder / "validation", ("id", "status")),
+        dft_candidates=read_frame(folder / "comparison" / "candidates.parquet", ("id", "source", "matched")),
+        dft_summary=read_frame(folder / "comparison" / "summary.parquet", ("source", "metric", "value")),
         timings=_timings(folder / "timings"),
     )
 

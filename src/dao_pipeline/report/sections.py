@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from dao_pipeline.config import Campaign
+from dao_pipeline.report.against_dft import comparison_section
 from dao_pipeline.report.candidates import Top, energies_section, top_section
 from dao_pipeline.report.coverage import Funnel, candidates_funnel, crystals_funnel, tally
 from dao_pipeline.report.figures import curves, histogram
@@ -249,6 +250,7 @@ def build_sections(results: Results, campaign: Campaign) -> dict[str, Any]:
         "training": training(results),
         "relaxation": relaxation(results),
         "validation": validation(results),
+        "against_dft": comparison_section(results, campaign.energy_model.label),
         "timings": _timings(results),
         "origin": origin_section(results, campaign),
     }

@@ -50,14 +50,23 @@ def read_crystals(
     path: Path,
     *,
     energy_method: str | dict[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
     limit: int | None = None,
     processes: int = 1,
 ) -> Imported:
     """Read a file or folder of crystals whole; ``limit`` stops after the first so many usable ones.
 
+    columns: names that the file gives to columns of the crystal table, as ``data.columns``.
+
     Raises UserError for files that are missing, unreadable, empty or of another kind.
     """
-    data = DataSource(source="file", path=str(path), energy_method=energy_method, limit=limit)
+    data = DataSource(
+        source="file",
+        path=str(path),
+        energy_method=energy_method,
+        columns=columns or {},
+        limit=limit,
+    )
     tables: list[pa.Table] = []
     result = Imported(pa.table({}))
     usable = 0

@@ -1,0 +1,1 @@
+"""Candidates against DFT: geometry, order of polymorphs, formation and hull energies, cost."""
