@@ -21,7 +21,6 @@ import torch
 import typer
 
 from dao_pipeline.candidates.generate import require_same_process
-from dao_pipeline.candidates.screen import check_geometry
 from dao_pipeline.config import Generate, Screen
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.table import file_hash, read_table, write_table, write_text
@@ -29,6 +28,7 @@ from dao_pipeline.energy.predict import predict_energies
 from dao_pipeline.evaluation.polymorphs import distinct
 from dao_pipeline.model.dao import DaoModel, load_model
 from dao_pipeline.parallel import parallel_map
+from dao_pipeline.screening.geometry import check_geometry
 from held_out import compare, generate_for
 
 _STRUCTURE = ["id", "source", "formula", "atomic_numbers", "frac_coords", "lattice"]

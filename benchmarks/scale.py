@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -200,7 +201,7 @@ def run(args: argparse.Namespace) -> None:
 def snakemake(file: Path, directory: Path, *options: Any) -> list[str]:
     """Snakemake's command line."""
     base = [sys.executable, "-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile", "--directory", directory]
-    return [str(word) for word in (*base, "--configfile", file, *options)]
+    return [str(word) for word in (*base, *options, "--configfile", file)]
 
 
 def counts(candidates: Path) -> dict[str, dict[str, int]]:
@@ -209,7 +210,7 @@ def counts(candidates: Path) -> dict[str, dict[str, int]]:
     for piece in iter_tables(candidates / "screened.parquet", columns=["status", "origin", "unique", "novel"]):
         for name in ("status", "origin"):
             found[name].update(piece[name].to_pylist())
-        unique, novel = (np.asarray(piece[name].to_pylist(), dtype=object) == True for name in ("unique", "novel"))  # noqa: E712
+        unique, novel = (np.asarray(pc.fill_null(piece[name], False)) for name in ("unique", "novel"))
         found["verdict"].update({"unique": int(unique.sum()), "unique and novel": int((unique & novel).sum())})
     rows = {"planned": pq.read_metadata(candidates / "plan.parquet").num_rows}
     return {"rows": rows} | {name: dict(counter.most_common()) for name, counter in found.items()}
@@ -260,7 +261,7 @@ def run_tables(measured: dict[str, Any]) -> str:
 
 
 def dry_run(shards: int, out: Path) -> dict[str, float]:
-    """Jobs of a campaign of so many shards, and what Snakemake takes to build its graph: seconds and megabytes.
+    """Jobs of a campaign of so many shards, and what Snakemake takes to build its graph: CPU seconds, megabytes.
 
     Compositions of the test split are used, whose number is known before there are any.
     """
@@ -275,14 +276,17 @@ def dry_run(shards: int, out: Path) -> dict[str, float]:
     command = snakemake(file, out / f"simulated-{shards}", "screen_candidates", "-n", "-q", "rules", "--cores", 1)
     (out / f"simulated-{shards}").mkdir(exist_ok=True)
     start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         output = process.communicate()[0]
     seconds = time.monotonic() - start
     if process.returncode:
         raise SystemExit(output)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     total = next(int(line.split()[1]) for line in output.splitlines() if line.startswith("total "))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3  # of the largest child so far: rising runs
-    return {"shards": shards, "jobs": total, "seconds": seconds, "mb": peak}
+    peak = after.ru_maxrss / 1e3  # of the largest child so far: campaigns come in order of size
+    return {"shards": shards, "jobs": total, "cpu_s": cpu, "wall_s": seconds, "mb": peak}
 
 
 def cluster(args: argparse.Namespace) -> None:
@@ -294,19 +298,22 @@ def cluster(args: argparse.Namespace) -> None:
     rounds = ceil(args.samples / args.round_samples)
     fixed = runs[0]["jobs"] - runs[0]["shards"] * (len(PER_ROUND) + 1)
     (slope, start), (growth, base) = (
-        np.polyfit([run["jobs"] for run in runs], [run[key] for run in runs], 1) for key in ("seconds", "mb")
+        np.polyfit([run["jobs"] for run in runs], [run[key] for run in runs], 1) for key in ("cpu_s", "mb")
     )
     lines = [
-        f"Graphs of jobs, built by a dry run: {start:.1f} s + {slope * 1e3:.2f} ms per job, "
+        f"Graphs of jobs, built by a dry run: {start:.1f} s of CPU time + {slope * 1e3:.2f} ms per job, "
         f"{base:.0f} MB + {growth * 1e3:.1f} kB per job",
         "",
-        "| shards | jobs | seconds | MB |",
-        "|---|---|---|---|",
-        *(f"| {r['shards']:,} | {r['jobs']:,} | {r['seconds']:.1f} | {r['mb']:.0f} |" for r in runs),
+        "| shards | jobs | CPU s | wall s | MB |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {r['shards']:,} | {r['jobs']:,} | {r['cpu_s']:.1f} | {r['wall_s']:.1f} | {r['mb']:.0f} |"
+            for r in runs
+        ),
         "",
         f"{args.candidates:,} candidates: {compositions:,} compositions x {args.samples} samples, {rounds} rounds",
         "",
-        "| compositions per shard | shards | jobs | graph s | graph MB | files of candidates |",
+        "| compositions per shard | shards | jobs | graph CPU s | graph MB | files of candidates |",
         "|---|---|---|---|---|---|",
     ]
     layouts = []

@@ -293,11 +293,14 @@ def screen_shard(
     ranker: Annotated[
         Path | None, typer.Option(help="directory written by train-ranker [default: rank by predicted energy]")
     ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="folder for finished parts of the second model's work [default: none kept]")
+    ] = None,
 ) -> None:
     """Check, group, rank the candidates of a shard: one row for each planned, whatever happened to it."""
     from dao_pipeline.candidates.screen_shard import screen_shard as run
 
-    run(_campaign(config), planned, generated, shard, references, energy_model, out, ranker)
+    run(_campaign(config), planned, generated, shard, references, energy_model, out, ranker, work)
 
 
 @command

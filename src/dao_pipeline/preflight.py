@@ -24,6 +24,7 @@ from dao_pipeline.crystals.formula import parse_formula
 from dao_pipeline.crystals.schema import CRYSTAL
 from dao_pipeline.crystals.table import read_about, require_crystals, table_files
 from dao_pipeline.errors import UserError
+from dao_pipeline.preflight_screen import screen_problems
 from dao_pipeline.sources.keys import HOW_TO, materials_project_key
 
 Origin = str | Path
@@ -96,9 +97,8 @@ def _problems(campaigns: Mapping[Path, Campaign] | Mapping[str, Campaign]) -> li
 
 
 def _own_problems(campaign: Campaign) -> list[str]:
-    return [
-        problem for check in (_asked, _data, _tables, _pretrained, _ranker, _qe) for problem in check(campaign)
-    ]
+    checks = (_asked, _data, _tables, _pretrained, _ranker, screen_problems, _qe)
+    return [problem for check in checks for problem in check(campaign)]
 
 
 def _asked(campaign: Campaign) -> Iterator[str]:
@@ -113,9 +113,7 @@ def _asked(campaign: Campaign) -> Iterator[str]:
         yield from str(error).splitlines()
         return
     if not found.names:
-        lost = (
-            ", ".join(f"{number} {reason}" for reason, number in found.about["dropped"].items()) or "none dropped"
-        )
+        lost = ", ".join(f"{n} {reason}" for reason, n in found.about["dropped"].items()) or "none dropped"
         yield f"generate: no composition is left to predict ({lost}); ask for others."
 
 

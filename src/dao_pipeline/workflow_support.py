@@ -656,7 +656,7 @@ def _rule_names(names: Iterable[str]) -> frozenset[str]:
     return frozenset(rule for name in names for rule in RULES_OF_STAGE.get(name, (name,)))
 
 
-_NO_TEMPLATES = "generate.template_share is 0"
+_NO_TEMPLATES = "generate.template_share leaves none of generate.samples to templates"
 _PRETRAINED = "generator.pretrained names a model that is pretrained already, or pretrain.stages leaves it out"
 _WHY_NOT = {
     "train_energy_model": "energy_model.pretrained names a DAO-P",

@@ -14,7 +14,6 @@ from dao_pipeline.candidates import generate as module
 from dao_pipeline.candidates.compositions import Requested
 from dao_pipeline.candidates.generate import generate_candidates
 from dao_pipeline.candidates.plan import plan_table
-from dao_pipeline.candidates.screen import group_by_energy, known_types
 from dao_pipeline.config import Generate, Templates
 from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crystals.flat import flatten
@@ -22,6 +21,8 @@ from dao_pipeline.crystals.geometry import volumes
 from dao_pipeline.crystals.table import read_table, write_table
 from dao_pipeline.errors import UserError
 from dao_pipeline.model.dao import save_model
+from dao_pipeline.screening.groups import group_by_energy
+from dao_pipeline.screening.origin import known_types
 from dao_pipeline.templates.index import TemplateIndex
 from dao_pipeline.templates.propose import proposal_table
 from tests.candidates.test_generate import new_model, rock_salts

@@ -12,11 +12,9 @@ import pyarrow.compute as pc
 import pytest
 from pymatgen.core import Structure
 
-from dao_pipeline.candidates import screen as module
 from dao_pipeline.candidates.compositions import requested
 from dao_pipeline.candidates.plan import plan_table, shard_file
 from dao_pipeline.candidates.references import sort_references
-from dao_pipeline.candidates.screen import group_by_energy
 from dao_pipeline.candidates.screen_shard import screen_shard
 from dao_pipeline.candidates.screened import screen_candidates
 from dao_pipeline.config import Backbone, Campaign, Process
@@ -24,6 +22,9 @@ from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
 from dao_pipeline.crystals.table import read_about, read_table, write_table
 from dao_pipeline.model.dao import About, DaoModel, save_model
+from dao_pipeline.screening import table as module
+from dao_pipeline.screening.compare import COMPARED
+from dao_pipeline.screening.groups import group_by_energy
 
 ROCKSALT = [[0, 0, 0], [0.5, 0.5, 0.5]]
 ZINCBLENDE = [[0, 0, 0], [0.25, 0.25, 0.25]]
@@ -163,6 +164,12 @@ def test_groups_rank_novelty_and_symmetry(campaign: Campaign, folder: Path) -> N
     assert [rows[f"cand:0:{s}"]["rank"] for s in range(4)] == [None, 2, 1, None]
     assert [rows[f"cand:0:{s}"]["novel"] for s in range(4)] == [False, True, False, None]
     assert [rows[f"cand:0:{s}"]["spacegroup"] for s in range(4)] == [225, 221, 225, None]
+    assert [rows[f"cand:0:{s}"]["known_id"] for s in range(4)] == ["known", None, "known", None]
+    assert [rows[f"cand:0:{s}"]["spacegroups"] for s in range(4)] == [[225] * 4, [221] * 4, [225] * 4, None]
+    assert [rows[f"cand:0:{s}"]["refined_lattice"] is None for s in range(4)] == [True, False, False, True]
+    assert np.allclose(rows["cand:0:2"]["refined_lattice"], np.ravel(5.7 * np.eye(3)))
+    assert sorted(rows["cand:0:2"]["refined_atomic_numbers"]) == [11] * 4 + [17] * 4
+    assert all(rows[f"cand:{c}:{s}"]["charge_neutral"] is True for c in range(2) for s in range(4))
     assert rows["cand:1:0"]["spacegroup"] == 216
     assert rows["cand:1:0"]["novel"] is True  # the known ZnS crystal has another structure
     assert rows["cand:0:0"]["min_distance"] == pytest.approx(2.8)
@@ -241,7 +248,10 @@ def test_nothing_valid_gives_a_table_and_an_empty_zip(campaign: Campaign, folder
 
 
 def test_module_names_the_columns_it_adds() -> None:
-    assert set(module.COMPARED) == {"spacegroup", "group", "group_size", "unique", "novel", "rank"}
+    refined = {f"refined_{name}" for name in ("atomic_numbers", "frac_coords", "lattice")}
+    assert set(COMPARED) - refined == {
+        *("spacegroup", "spacegroups", "group", "group_size", "unique", "novel", "known_id", "rank")
+    }
 
 
 @pytest.mark.usefixtures("energies")

@@ -102,7 +102,7 @@ def test_energies_above_the_hull_take_the_place_of_predicted_ones(folder: Path) 
             folder,
             shard,
             lambda t: t.append_column(
-                "e_above_hull", pa.array([hull.get(i) for i in t["id"].to_pylist()], pa.float64())
+                "e_above_hull_pred", pa.array([hull.get(i) for i in t["id"].to_pylist()], pa.float64())
             ),
         )
     ranks = {row["id"]: row["system_rank"] for row in gather(folder) if row["system_rank"] is not None}

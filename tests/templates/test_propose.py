@@ -68,6 +68,14 @@ def test_rows_get_the_template_of_their_number_in_the_plans_order_of_atoms(index
     assert half.equals(found.filter(pc.is_in(found["id"], value_set=wanted.slice(2)["id"].combine_chunks())))
 
 
+def test_more_templates_leave_the_first_as_they_are(index: TemplateIndex) -> None:
+    """Whatever a campaign has of them: it may grow."""
+    asked = [requested(formula, 1) for formula in ("SrTiO3", "LiF", "BaTiO3", "NaCl")]
+    few, many = (proposal_table(index, plan(*asked, samples=n, share=1.0), "none") for n in (1, 9))
+    assert many.num_rows > few.num_rows > 0
+    assert many.filter(pc.is_in(many["id"], value_set=few["id"].combine_chunks())).equals(few)
+
+
 def test_a_composition_without_templates_has_no_rows(index: TemplateIndex) -> None:
     found = proposal_table(index, plan(requested("Fe7O11", 1)), "composition")
     assert found.num_rows == 0

@@ -73,7 +73,7 @@ def test_an_edit_of_two_sections(finished: Finished) -> None:
         ("energy/relax.py", follow("relax_dataset")),
         ("training/generator.py", follow("pretrain_generator_stage1")),
         ("process/sampler.py", follow("generate_candidates")),
-        ("candidates/screen.py", follow("screen_shard")),
+        ("screening/table.py", follow("screen_shard")),
         ("candidates/screened.py", follow("screen_candidates")),
         ("candidates/references.py", follow("sort_references")),
         ("candidates/from_templates.py", follow("generate_candidates")),

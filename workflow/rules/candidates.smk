@@ -208,12 +208,13 @@ rule screen_shard:
         generated=campaigns.at("generate_candidates", "candidates/generated"),
         energy_model=subpath(input.energy_model, parent=True),
         ranker=campaigns.ranker_option,
+        work="work/{campaign}/screen_shard/shard-{shard}",
         settings=campaigns.settings("screen_shard"),
         code=stage_code_hash("screen_shard"),
     shell:
         "dao-pipeline screen-shard --config {params.config:q} --planned {params.planned:q}"
         " --generated {params.generated:q} --shard {wildcards.shard} --references {input.references:q}"
-        " --energy-model {params.energy_model:q} {params.ranker} --out {output:q} > {log:q} 2>&1"
+        " --energy-model {params.energy_model:q} {params.ranker} --out {output:q} --work {params.work:q} > {log:q} 2>&1"
 
 
 rule screen_candidates:

@@ -23,7 +23,11 @@ from dao_pipeline.crystals.schema import COLUMNS
 from dao_pipeline.crystals.table import iter_tables, provenance, read_about, writing
 
 STRUCTURE = ["id", "source", "formula", "atomic_numbers", "frac_coords", "lattice"]
-_SCHEMA = pa.schema([(name, COLUMNS[name].type) for name in STRUCTURE])
+ENERGIES = ["e_above_hull", "formation_energy", "energy_method"]
+_SCHEMA = pa.schema([(name, COLUMNS[name].type) for name in (*STRUCTURE, *ENERGIES)])
+
+_PASSPORT = ("passport", "database_version", "thermo_type", "correction_scheme", "model")
+"""What the training split may say about its energies."""
 
 GROUP = 1_000
 """Rows of a row group: what is read for one formula."""
@@ -39,7 +43,8 @@ def sort_references(crysdb: Path, out: Path) -> None:
     buckets of neighbouring formulas, and these are sorted one by one.
     """
     splits = {name: crysdb / f"{name}.parquet" for name in ("train", "val")}
-    about = provenance("sort_references", inputs=splits)
+    origin = {name: value for name, value in read_about(splits["train"]).items() if name in _PASSPORT}
+    about = provenance("sort_references", inputs=splits, **origin)
     formulas, bounds = _buckets(splits.values())
     with (
         tempfile.TemporaryDirectory(dir=_folder(out)) as folder,
@@ -49,17 +54,26 @@ def sort_references(crysdb: Path, out: Path) -> None:
         with ExitStack() as stack:
             streams = [stack.enter_context(pa.ipc.new_stream(bucket, _SCHEMA)) for bucket in buckets]
             for path in splits.values():
-                for piece in iter_tables(path, columns=STRUCTURE):
+                names = set(pq.read_schema(path).names)
+                for piece in iter_tables(path, columns=[name for name in _SCHEMA.names if name in names]):
                     code = pc.index_in(piece["formula"], value_set=formulas).to_numpy()
                     bucket = np.searchsorted(bounds, code, side="right")
                     for number in np.unique(bucket):
-                        streams[number].write_table(piece.filter(pa.array(bucket == number)).cast(_SCHEMA))
+                        streams[number].write_table(_complete(piece.filter(pa.array(bucket == number))))
         for bucket in buckets:
             with pa.ipc.open_stream(bucket) as stream:
                 rows = stream.read_all()
             keys = {"formula": rows["formula"], "row": pa.array(np.arange(rows.num_rows))}
             order = pc.sort_indices(pa.table(keys), [("formula", "ascending"), ("row", "ascending")])
             file.write(rows.take(order))
+
+
+def _complete(piece: pa.Table) -> pa.Table:
+    """All columns, those that are not there with nulls."""
+    for name in ENERGIES:
+        if name not in piece.column_names:
+            piece = piece.append_column(name, pa.nulls(piece.num_rows, _SCHEMA.field(name).type))
+    return piece.select(_SCHEMA.names).cast(_SCHEMA)
 
 
 def _folder(out: Path) -> Path:
@@ -84,14 +98,15 @@ def _buckets(paths: Collection[Path]) -> tuple[pa.Array, np.ndarray]:
 def read_references(path: Path, formulas: Collection[str]) -> dict[str, list[Crystal]]:
     """Crystals of a table by ``sort_references`` that have one of the reduced ``formulas``, by formula."""
     found: dict[str, list[Crystal]] = defaultdict(list)
-    for rows in _rows_of(path, sorted(formulas)):
+    for rows in rows_of(path, formulas, STRUCTURE):
         for crystal, formula in zip(from_table(rows), rows["formula"].to_pylist(), strict=True):
             found[formula].append(crystal)
     return dict(found)
 
 
-def _rows_of(path: Path, wanted: list[str]) -> Iterator[pa.Table]:
-    """Rows with one of the ``wanted`` formulas, which are sorted, from the row groups that may hold some."""
+def rows_of(path: Path, formulas: Collection[str], columns: list[str]) -> Iterator[pa.Table]:
+    """Rows with one of the ``formulas``; only row groups that may hold some are read."""
+    wanted = sorted(formulas)
     read_about(path)
     stored = pq.ParquetFile(path, pre_buffer=False)
     column = stored.schema_arrow.get_field_index("formula")
@@ -102,5 +117,5 @@ def _rows_of(path: Path, wanted: list[str]) -> Iterator[pa.Table]:
         place = bisect_left(wanted, statistics.min)
         if place == len(wanted) or wanted[place] > statistics.max:
             continue
-        rows = stored.read_row_group(number)
+        rows = stored.read_row_group(number, columns)
         yield rows.filter(pc.is_in(rows["formula"], value_set=values))

@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 from dao_pipeline.candidates.gather import gather_shard, read_plan
 from dao_pipeline.candidates.plan import shard_files
 from dao_pipeline.candidates.references import read_references
-from dao_pipeline.candidates.screen import screen_table
 from dao_pipeline.config import Campaign, stage_settings
 from dao_pipeline.crystals.held_out import training_of
 from dao_pipeline.crystals.table import provenance, read_about, write_table
+from dao_pipeline.screening.hull import passport_of
+from dao_pipeline.screening.table import screen_table
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +28,13 @@ def screen_shard(
     energy_model: Path,
     out: Path,
     ranker: Path | None = None,
+    work: Path | None = None,
 ) -> None:
     """Write the screened table of a shard: all rounds together, as every composition is whole in it.
 
     planned, generated: folders of the rounds' files. references: by ``sort_references``. ranker: what
-    ``train_ranker`` wrote; None: candidates are ranked by predicted energy. A shard without candidates has an
+    ``train_ranker`` wrote; None: candidates are ranked by predicted energy. work: folder for finished pieces of
+    what takes long. A shard without candidates has an
     empty table, without the columns of screening.
 
     Raises UserError where the generated candidates are not exactly the planned ones.
@@ -40,7 +43,7 @@ def screen_shard(
     table = gather_shard(read_plan(shard_files(planned, shard)), made)
     if table.num_rows:
         known = read_references(references, set(table["formula"].to_pylist()))
-        table = screen_table(table, known, campaign, energy_model, ranker)
+        table = screen_table(table, known, campaign, energy_model, ranker, references, work)
     training = read_about(made[0]).get("training")
     inputs = {f"generated_{number}": file for number, file in enumerate(made)} | {"energy_model": energy_model}
     if ranker is not None:
@@ -54,6 +57,7 @@ def screen_shard(
         references=read_about(references).get("inputs"),
         symprec=campaign.screen.symprec,
         training=training,
+        hull=passport_of(table),
     )
     write_table(table, out, about)
     if table.num_rows:

@@ -25,7 +25,7 @@ from dao_pipeline.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SYSTEM_ORDER = ("e_above_hull", "energy_pred")
+SYSTEM_ORDER = ("e_above_hull_pred", "energy_pred")
 """Columns that compare candidates of several compositions: the first that there is. Both are eV/atom."""
 
 _COUNTED = ("valid", "unique", "novel")

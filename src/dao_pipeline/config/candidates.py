@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import ceil, floor
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -186,17 +186,61 @@ class Generate(Section):
         )
 
 
+class SecondModel(Section):
+    """Another model's opinion on the best candidates of each composition."""
+
+    model: Literal["none", "chgnet"] = Field("none", description="chgnet: needs the package (extra chgnet)")
+    top_k: int = Field(3, ge=1, description="candidates per composition that it is asked about, by rank")
+    relax_steps: int = Field(
+        0, ge=0, le=10_000, description="steps of a relaxation by it, some 0.1 s per core each; 0: none"
+    )
+
+
+class Hull(Section):
+    """Energy above the convex hull of known phases, by the model that also judges the candidates."""
+
+    entries: str | None = Field(
+        None,
+        description="crysdb: training and validation crystals of this campaign; else a file, a crystal table "
+        "(Parquet) or JSON as in docs/ranking.md; $NAME and ${NAME} are read from the environment; null: no hull",
+    )
+    model: Literal["dao_p", "chgnet"] = Field(
+        "dao_p",
+        description="whose energies: dao_p, which must have learned formation energies (energy_model.label), or "
+        "chgnet, for the candidates of second_model.top_k",
+    )
+    energies: Literal["model", "given"] = Field(
+        "model",
+        description="of the known phases: model, evaluated by the same model; given, as the file has them, which "
+        "must then name that model",
+    )
+    per_formula: int = Field(
+        5, ge=1, description="phases of each formula that are evaluated, the most stable first where that is known"
+    )
+
+
 class Screen(Section):
     """Stage screen_candidates."""
 
     min_distance: float = Field(0.5, ge=0, description="angstrom; closer atoms are invalid")
     min_volume_per_atom: float = Field(1.0, ge=0, description="angstrom^3; denser cells are invalid")
     max_volume_per_atom: float = Field(500.0, gt=0, description="angstrom^3; emptier cells are invalid")
-    symprec: float = Field(0.1, gt=0, description="angstrom; tolerance of the space group")
+    require_charge_neutral: bool = Field(
+        False, description="compositions whose oxidation states cannot add up to zero are invalid"
+    )
+    symprec: float = Field(0.1, gt=0, description="angstrom; tolerance of the space group and the refined cell")
+    symprecs: list[Annotated[float, Field(gt=0)]] = Field(
+        [0.01, 0.03, 0.1, 0.3],
+        min_length=1,
+        max_length=20,
+        description="angstrom; tolerances of the space groups in column spacegroups",
+    )
     matcher: Matcher = Field(
         Matcher(ltol=0.2, stol=0.3, angle_tol=5.0),
         description="decides uniqueness and novelty (pymatgen's defaults)",
     )
+    second_model: SecondModel = SecondModel()
+    hull: Hull = Hull()
     top_k: int = Field(5, ge=1, description="candidates per composition that are exported and shown")
     top_files: int = Field(
         10_000,
@@ -204,3 +248,12 @@ class Screen(Section):
         le=1_000_000,
         description="files in top.zip at most; if top_k asks for more, those of lower rank are left out first",
     )
+
+    @model_validator(mode="after")
+    def _has_energies(self) -> Screen:
+        if self.hull.entries is not None and self.hull.model == "chgnet" and self.second_model.model != "chgnet":
+            raise ValueError(
+                "hull.model is chgnet, but second_model.model is none: set second_model.model: chgnet, or "
+                "hull.model: dao_p"
+            )
+        return self

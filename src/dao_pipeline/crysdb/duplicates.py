@@ -23,8 +23,7 @@ from dao_pipeline.crystals.geometry import nearest_image_distances
 from dao_pipeline.parallel import parallel_map
 
 if TYPE_CHECKING:
-    from pymatgen.core import Structure
-
+    from dao_pipeline.crystals.match_search import Reduced
     from dao_pipeline.crystals.matching import Sameness
 
 SAME_VOLUME = 1e-3
@@ -164,7 +163,7 @@ class _Comparison:
     def __init__(self, flat: FlatCrystals, question: Question) -> None:
         self._flat, self._question, self._ptr = flat, question, flat.ptr
         self._distances: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._reduced: dict[int, Structure | None] = {}
+        self._reduced: dict[int, Reduced | None] = {}
         self._matcher: Sameness | None = None
 
     def __call__(self, i: int, j: int) -> bool:
@@ -188,7 +187,7 @@ class _Comparison:
             return False  # primitive cells of unequal size never match
         return self._matcher(first, second)
 
-    def _structure(self, k: int, matcher: Sameness) -> Structure | None:
+    def _structure(self, k: int, matcher: Sameness) -> Reduced | None:
         if k not in self._reduced:
             atoms = slice(self._ptr[k], self._ptr[k + 1])
             crystal = Crystal(

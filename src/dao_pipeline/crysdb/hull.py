@@ -53,13 +53,21 @@ def energies_above_hull(
 
     A crystal that is itself among the phases lies at zero or above.
     """
+    ground = hull_energies(names, np.unique(formula), phases, workers)
+    return np.maximum(energy - ground[formula], 0.0)  # rounding puts phases on the hull at -1e-16
+
+
+def hull_energies(
+    names: Sequence[str], wanted: np.ndarray, phases: Sequence[Phases], workers: int = 1
+) -> np.ndarray:
+    """Energy of the hull, (len(names),) eV/atom, at the compositions of ``names[wanted]``; NaN at others."""
     lowest = _lowest(phases)
     by_system: dict[tuple[int, ...], list[tuple[dict[int, float], float]]] = defaultdict(list)
     for name, value in lowest.items():
         shares = _shares(name)
         by_system[tuple(sorted(shares))].append((shares, value))
     asked: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for k in np.unique(formula).tolist():
+    for k in wanted.tolist():
         asked[tuple(sorted(_shares(names[k])))].append(k)
     ground = np.full(len(names), np.nan)
     order = sorted(asked)
@@ -71,7 +79,7 @@ def energies_above_hull(
         for chunk, results in zip(chunks, found, strict=True):
             for system, values in zip(chunk, results, strict=True):
                 ground[asked[system]] = values
-    return np.maximum(energy - ground[formula], 0.0)  # rounding puts phases on the hull at -1e-16
+    return ground
 
 
 def _lowest(phases: Sequence[Phases]) -> dict[str, float]:

@@ -90,7 +90,18 @@ STAGES: dict[str, Column] = {
     "energy_std_pred": Column(_float, "eV/atom", "standard deviation of its error, where DAO-P has members"),
     "min_distance": Column(_float, "angstrom", "smallest interatomic distance, periodic images included"),
     "volume_per_atom": Column(_float, "angstrom^3", "cell volume per atom"),
-    "valid": Column(_flag, "", "passes distance and volume checks"),
+    "charge_neutral": Column(
+        _flag, "", "common oxidation states can add up to zero; null: an alloy, or no states are known"
+    ),
+    "valid": Column(_flag, "", "passes distance and volume checks, and that of charges if it is required"),
+    "spacegroups": Column(
+        pa.list_(pa.int16()), "", "space group numbers at the screen.symprecs of the metadata; null: none found"
+    ),
+    "refined_atomic_numbers": Column(
+        pa.list_(pa.int16()), "", "of a unique candidate in the standard cell of its space group: atomic numbers"
+    ),
+    "refined_frac_coords": Column(pa.list_(_float), "", "fractional coordinates there, symmetric, row-major, 3 n"),
+    "refined_lattice": Column(pa.list_(_float, 9), "angstrom", "lattice vectors of that cell as rows"),
     "unique": Column(
         _flag,
         "",
@@ -99,6 +110,7 @@ STAGES: dict[str, Column] = {
     "group": Column(_count, "", "group of matching candidates within the composition"),
     "group_size": Column(_count, "", "candidates in that group"),
     "novel": Column(_flag, "", "matches no crystal of the reference table"),
+    "known_id": Column(_text, "", "the first crystal of the reference table that it matches"),
     "rank": Column(
         _count, "", "rank among the unique valid candidates of a composition, by probability or predicted energy"
     ),
@@ -113,6 +125,25 @@ STAGES: dict[str, Column] = {
         "",
         "that this candidate, or one that matches it, is the ground state (docs/ranking.md)",
     ),
+    "energy_second": Column(_float, "eV/atom", "energy by the second model, of the crystal as it is"),
+    "energy_second_relaxed": Column(_float, "eV/atom", "energy by the second model, relaxed by it"),
+    "energy_disagreement": Column(
+        _float,
+        "eV/atom",
+        "energy_pred minus energy_second, less the mean of that over siblings that both judge (docs/ranking.md)",
+    ),
+    "second_status": Column(_text, "", "ok, not_converged, or why there is no energy by the second model"),
+    "relaxed_frac_coords": Column(pa.list_(_float), "", "fractional coordinates after that relaxation"),
+    "relaxed_lattice": Column(pa.list_(_float, 9), "angstrom", "lattice vectors after that relaxation as rows"),
+    "relaxed_rmse": Column(
+        _float, "(V/n)^(1/3)", "displacement of the atoms by that relaxation; null: no longer the same crystal"
+    ),
+    "e_above_hull_pred": Column(
+        _float, "eV/atom", "above the hull of known phases, all by one model; negative: below it"
+    ),
+    "hull": Column(_text, "", "that hull: entries, model, hash; the metadata say more (hull)"),
+    "hull_phases": Column(_count, "", "formulas of known phases in its chemical system and the subsystems of it"),
+    "hull_status": Column(_text, "", "ok, or why there is no energy above the hull"),
 }
 """Columns that stages add."""
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dao_pipeline.candidates.screen import check_geometry
 from dao_pipeline.config import Campaign, Matcher
 from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.schema import COLUMNS
@@ -20,6 +19,7 @@ from dao_pipeline.evaluation.matching import Match, match_target
 from dao_pipeline.evaluation.metrics import RANK1_BY, Sample, ranks_by_energy
 from dao_pipeline.evaluation.substitution import Substitution, substitutions
 from dao_pipeline.parallel import parallel_map
+from dao_pipeline.screening.geometry import check_geometry
 from dao_pipeline.templates.index import TemplateIndex
 
 

@@ -9,7 +9,8 @@ from pymatgen.core.structure_matcher import StructureMatcher
 
 from dao_pipeline.config import Matcher
 from dao_pipeline.crystals.crystal import Crystal
-from dao_pipeline.crystals.matching import comparable, structure_matcher
+from dao_pipeline.crystals.match_search import Reduced, displacement
+from dao_pipeline.crystals.matching import reduced, structure_matcher
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,35 @@ class Match:
 
 def match(predicted: Crystal, known: Crystal, matcher: StructureMatcher) -> Match:
     """Compare a predicted with a known crystal as the published match rates do (``get_rms_dist``)."""
-    try:
-        found = matcher.get_rms_dist(comparable(predicted), comparable(known))
-    except Exception as error:
-        # whatever a degenerate cell provokes in pymatgen, numpy or scipy: the pair is counted, as no match
-        return Match(None, f"{type(error).__name__}: {error}"[:200])
-    return Match(None if found is None else float(found[0]))
+    return _compare(predicted, _attempt(known), matcher)
 
 
 def match_target(known: Crystal, candidates: Sequence[Crystal], settings: Matcher) -> list[Match]:
     """Each candidate against one known crystal, in order."""
-    matcher = structure_matcher(settings)
-    return [match(candidate, known, matcher) for candidate in candidates]
+    matcher, other = structure_matcher(settings), _attempt(known)
+    return [_compare(candidate, other, matcher) for candidate in candidates]
+
+
+def _attempt(crystal: Crystal) -> Reduced | Match:
+    """The crystal as the matcher compares it, or why it cannot be."""
+    try:
+        return reduced(crystal)
+    except Exception as error:  # whatever a degenerate cell provokes in pymatgen, numpy or scipy
+        return _failure(error)
+
+
+def _failure(error: Exception) -> Match:
+    """The pair is counted, as no match."""
+    return Match(None, f"{type(error).__name__}: {error}"[:200])
+
+
+def _compare(predicted: Crystal, known: Reduced | Match, matcher: StructureMatcher) -> Match:
+    mine = _attempt(predicted)
+    if isinstance(mine, Match):
+        return mine
+    if isinstance(known, Match):
+        return known
+    try:
+        return Match(displacement(matcher, mine, known))
+    except Exception as error:  # as above
+        return _failure(error)

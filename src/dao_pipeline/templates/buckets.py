@@ -182,9 +182,15 @@ def _log_sums(vote: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _largest(score: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the ``k`` largest finite entries of each row, largest first."""
+    """Rows and columns of the ``k`` largest finite entries of each row, largest first.
+
+    Of equal entries the first are taken: those for a smaller k are the beginning of those for a larger one.
+    """
     k = min(k, score.shape[1])
-    column = np.argpartition(-score, k - 1, axis=1)[:, :k]
+    last = -np.partition(-score, k - 1, axis=1)[:, k - 1 : k]
+    above, equal = score > last, score == last
+    wanted = above | (equal & (np.cumsum(equal, axis=1) <= k - above.sum(axis=1, keepdims=True)))
+    column = np.nonzero(wanted)[1].reshape(len(score), k)
     value = np.take_along_axis(score, column, 1)
     order = np.lexsort((column, -value), axis=1)
     column, value = np.take_along_axis(column, order, 1), np.take_along_axis(value, order, 1)

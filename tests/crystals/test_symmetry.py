@@ -1,0 +1,63 @@
+"""Space groups and standard cells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dao_pipeline.config import Matcher
+from dao_pipeline.crystals.crystal import from_table
+from dao_pipeline.crystals.matching import Sameness
+from dao_pipeline.crystals.symmetry import refined, spacegroup, spacegroups
+from dao_pipeline.sources import embedded
+from tests.make import crystal
+
+PEROVSKITE = crystal(
+    "perovskite",
+    ["Sr", "Ti", "O", "O", "O"],
+    [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
+    3.9,
+)
+
+
+def test_the_space_group_falls_at_its_tolerance() -> None:
+    moved = PEROVSKITE.frac_coords.copy()
+    moved[1, 2] += 0.05 / 3.9
+    off = replace(PEROVSKITE, frac_coords=moved)
+    assert spacegroups(PEROVSKITE, [0.01, 0.1]) == [221, 221]
+    assert spacegroups(off, [0.01, 0.3]) == [99, 221]
+    assert spacegroup(off, 0.01) == 99
+
+
+def test_the_refined_cell_is_symmetric_and_the_same_crystal() -> None:
+    rng = np.random.default_rng(0)
+    noisy = replace(PEROVSKITE, frac_coords=PEROVSKITE.frac_coords + rng.normal(0, 0.003, (5, 3)))
+    cell = refined(noisy, 0.1)
+    assert cell is not None
+    standard = replace(noisy, **vars(cell))
+    assert spacegroup(noisy, 1e-4) == 1
+    assert spacegroup(standard, 1e-4) == 221
+    same = Sameness(Matcher())
+    assert same(same.reduce(standard), same.reduce(noisy))
+
+
+def test_real_crystals_keep_their_space_group_when_refined() -> None:
+    table = embedded.load()
+    for one in from_table(table.take(pa.array(range(0, table.num_rows, 211)))):
+        cell = refined(one, 0.05)
+        assert cell is not None
+        standard = replace(one, **vars(cell))
+        assert spacegroup(standard, 0.01) == spacegroup(one, 0.05), one.id
+        assert standard.formula == one.formula
+        per_atom = standard.volume / standard.num_atoms
+        assert per_atom == pytest.approx(one.volume / one.num_atoms, rel=0.05)
+
+
+@pytest.mark.parametrize("cell", [np.zeros((3, 3)), np.full((3, 3), np.nan)])
+def test_what_is_no_crystal_has_no_space_group(cell: np.ndarray) -> None:
+    bad = replace(PEROVSKITE, lattice=cell)
+    assert spacegroup(bad, 0.1) is None
+    assert refined(bad, 0.1) is None
