@@ -101,7 +101,7 @@ def campaign(args: argparse.Namespace) -> dict[str, Any]:
         "pretrain": {"stages": 0},
         "finetune": {"crystals": "all", "training": training},
         "generate": {
-            "compositions": [{"formula": formula} for formula in formulas],
+            "compositions": [{"formula": formula, "formula_units": 1} for formula in formulas],
             "samples": args.samples,
             "shard_compositions": args.shard_compositions,
             "round_samples": args.samples,

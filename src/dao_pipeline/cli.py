@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dao_pipeline.cli_tools import TOOLS
 from dao_pipeline.config import Campaign
 from dao_pipeline.config.read import load_campaign
 from dao_pipeline.errors import EXIT_CONTINUE, EXIT_USER_ERROR, ContinueLater, UserError
@@ -481,17 +482,6 @@ def generate_config(
 
 
 @command
-def show(
-    file: Annotated[Path, typer.Argument(help="table, shard folder or model directory")],
-    rows: Annotated[int, typer.Option(min=0, help="rows to print")] = 10,
-) -> None:
-    """Print a table's provenance and a summary of its columns."""
-    from dao_pipeline.crystals.show import show as run
-
-    run(file, rows)
-
-
-@command
 def import_checkpoint(
     source: Annotated[Path, typer.Argument(help="official checkpoint (.ckpt), or its folder with last.ckpt")],
     out: Annotated[Path, typer.Option("--out", help="model directory to write")],
@@ -557,6 +547,9 @@ def build_embedded(
 
     build(out, work=work, workers=workers)
 
+
+for tool in TOOLS:
+    command(tool)
 
 if __name__ == "__main__":
     app()

@@ -88,30 +88,61 @@ def _problems(campaigns: Mapping[Path, Campaign] | Mapping[str, Campaign]) -> li
         for name, variant in differing.items():
             new = [problem for problem in _own_problems(variant) if problem not in own]
             found += [f"{origin}: ablation.variants.{name}: {problem}" for problem in new]
-            if variant.generate.compositions is not None:
+            if not variant.generate.known:
                 found.append(
-                    f"{origin}: ablation.variants.{name}: generate.compositions is set, so there are no known "
-                    "crystals to find; leave it null."
+                    f"{origin}: ablation.variants.{name}: generate.compositions is set, or files, systems or "
+                    "substitutions are, so there are no known crystals to find; leave them out."
                 )
     return found
 
 
 def _own_problems(campaign: Campaign) -> list[str]:
-    checks = (_data, _tables, _pretrained, _ranker, screen_problems, _qe)
+    checks = (_asked, _data, _tables, _pretrained, _ranker, screen_problems, _qe)
     return [problem for check in checks for problem in check(campaign)]
+
+
+def _asked(campaign: Campaign) -> Iterator[str]:
+    """Problems of the files of formulas, and campaigns that ask for nothing."""
+    if campaign.generate.known:
+        return
+    from dao_pipeline.candidates.asked import resolve
+
+    try:
+        found = resolve(campaign)
+    except UserError as error:
+        yield from str(error).splitlines()
+        return
+    if not found.names:
+        lost = ", ".join(f"{n} {reason}" for reason, n in found.about["dropped"].items()) or "none dropped"
+        yield f"generate: no composition is left to predict ({lost}); ask for others."
+
+
+def problems_of(campaign: Campaign, origin: Origin) -> list[str]:
+    """Every problem of one campaign, a line each."""
+    return _problems({str(origin): campaign})
+
+
+def source_elements(campaign: Campaign) -> set[str] | None:
+    """Symbols of the elements that the sources can teach; None where that takes more than a look."""
+    taught = _taught(campaign, [])
+    return None if taught is None else set().union(*(one.elements for one in taught))
 
 
 def _data(campaign: Campaign) -> Iterator[str]:
     """Problems of the sources, and elements that all of them together cannot teach."""
-    taught: list[_Taught | None] = []
-    for key, source in campaign.data.each():
-        problems: list[str] = []
-        taught.append(_source(campaign, key, source, problems))
-        yield from problems
+    problems: list[str] = []
+    taught = _taught(campaign, problems)
+    yield from problems
+    if taught is not None:
+        elements = set().union(*(one.elements for one in taught))
+        yield from _unseen(campaign, elements, f"no {' and no '.join(one.what for one in taught)} contains")
+
+
+def _taught(campaign: Campaign, problems: list[str]) -> list[_Taught] | None:
+    """What each source teaches; None if one was not looked into, as any element may be in it."""
+    taught = [_source(campaign, key, source, problems) for key, source in campaign.data.each()]
     known = [one for one in taught if one is not None]
-    if len(known) == len(taught):  # else an element may be in the one that was not looked into
-        elements = set().union(*(one.elements for one in known))
-        yield from _unseen(campaign, elements, f"no {' and no '.join(one.what for one in known)} contains")
+    return known if len(known) == len(taught) else None
 
 
 class _Taught(NamedTuple):

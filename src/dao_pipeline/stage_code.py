@@ -24,6 +24,7 @@ _NOT_HASHED = {
     f"{PACKAGE}.{name}"
     for name in (
         "cli",
+        "cli_tools",
         "config",
         "errors",
         "preflight",

@@ -144,7 +144,7 @@ class Campaigns(Mapping[str, Campaign]):
             campaign = self[name]
             read = [self.made_from(other, name) for other in _read_by(campaign, stage)]
             made = bool(stage_files(campaign, stage))  # who does without a stage lends no other its files
-            text = json.dumps([stage, stage_settings(campaign, stage), read, made], sort_keys=True)
+            text = json.dumps([stage, _used(campaign, stage), read, made], sort_keys=True)
             self._made_from[stage, name] = hashlib.sha256(text.encode()).hexdigest()
         return self._made_from[stage, name]
 
@@ -169,7 +169,7 @@ class Campaigns(Mapping[str, Campaign]):
         """The configuration values that ``stage`` uses, as JSON: other edits do not rerun it."""
 
         def of(wildcards: Any) -> str:
-            return json.dumps(stage_settings(self[wildcards.campaign], stage), sort_keys=True)
+            return json.dumps(_used(self[wildcards.campaign], stage), sort_keys=True)
 
         return of
 
@@ -325,14 +325,28 @@ class Campaigns(Mapping[str, Campaign]):
     def prepare(self) -> None:
         """Write what jobs read besides their inputs, and put away what they must not read.
 
-        The configuration with every default filled in is no rule's output: a file that jobs depend on would
-        either rerun every stage at every edit or, as ``ancient``, hide other reasons to run from Snakemake.
+        The configuration with every default filled in, and the compositions that it asks for, are no rule's
+        output: a file that jobs depend on would either rerun every stage at every edit or, as ``ancient``, hide
+        other reasons to run from Snakemake.
         """
+        from dao_pipeline.candidates.asked import resolve
         from dao_pipeline.config.write import write_resolved
 
         for name, campaign in self._all.items():
             write_resolved(campaign, Path(f"results/{name}/config.yaml"))
+            if not campaign.generate.known:
+                resolve(campaign, write=True)
             set_aside(campaign)
+
+
+def _used(campaign: Campaign, stage: str) -> dict[str, Any]:
+    """What a stage uses besides its inputs: settings, and of the plan the cells that they and files ask for."""
+    used = stage_settings(campaign, stage)
+    if stage == "plan_candidates" and not campaign.generate.known:
+        from dao_pipeline.candidates.asked import asked_hash
+
+        used["asked"] = asked_hash(campaign)
+    return used
 
 
 def option(name: str, files: Sequence[str]) -> str:
@@ -394,6 +408,19 @@ RULES_OF_STAGE = {
     "screen_candidates": ("screen_shard", "screen_candidates"),
 }
 """Stages that are more than one rule."""
+
+
+_BESIDE = {"plan_candidates": ("plan_shard",)}
+"""Rules without settings of their own, with the stage that they stand beside."""
+
+RULES = tuple(rule for stage in STAGE_SETTINGS for rule in (*_BESIDE.get(stage, ()), stage))
+"""Rules of the workflow in the order of the stages."""
+
+
+def stage_jobs(campaign: Campaign, rule: str) -> int:
+    """Jobs of a rule, if none of its files were there yet."""
+    files = stage_files(campaign, rule)
+    return len(files) if rule in FAN_OUT else min(1, len(files))
 
 
 def _read_by(campaign: Campaign, stage: str) -> tuple[str, ...]:
@@ -479,8 +506,8 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
         case "screen_candidates":
             files = ["candidates/screened.parquet", "candidates/top.zip"]
         case "evaluate":
-            known = campaign.generate.compositions is None
-            files = [f"evaluation/{name}.parquet" for name in ("samples", "targets", "summary")] if known else []
+            names = ("samples", "targets", "summary")
+            files = [f"evaluation/{name}.parquet" for name in names] if campaign.generate.known else []
         case "finetune_property":
             wanted = campaign.property.enabled
             files = [f"models/property/{name}" for name in (*MODEL_FILES, "rejected.parquet")] if wanted else []
@@ -525,7 +552,7 @@ def _named_candidates(campaign: Campaign) -> list[str] | None:
 
 
 def planned_shard(campaign: Campaign, shard: int, round_number: int) -> str:
-    """What a round of a shard of candidates holds, as JSON, from the configuration alone.
+    """What a round of a shard of candidates holds, as JSON, from what the campaign asks for alone.
 
     Equal texts mean equal rows of the plan as long as the training and test splits are the same.
     """
@@ -557,7 +584,7 @@ def open_campaigns(workflow: Any) -> Campaigns:
     try:
         settings = workflow.config_settings
         campaigns = load_campaigns(settings.config, settings.configfiles, default)
-        if not workflow.remote_exec:  # jobs on other machines were checked before they were submitted
+        if workflow.is_main_process:  # jobs were checked before they were started
             from dao_pipeline.preflight import check_loaded
 
             check_loaded(campaigns)
@@ -640,7 +667,7 @@ _WHY_NOT = {
     "pretrain_generator": _PRETRAINED,
     "pretrain_generator_stage1": _PRETRAINED,
     "pretrain_generator_stage2": _PRETRAINED,
-    "evaluate": "generate.compositions is set, so there are no known crystals to compare with",
+    "evaluate": "compositions are given, so there are no known crystals to compare with",
     "train_ranker": "ranking.enabled is false, or ranking.model names a ranker",
     "finetune_property": "property.enabled is false",
     "predict_property": "property.enabled is false",

@@ -47,9 +47,9 @@ def crysdb(tmp_path: Path) -> Path:
 
 
 def campaign(**generate: Any) -> Campaign:
-    return Campaign.model_validate(
-        {"name": "t", "data": {"source": "file", "path": "x"}, "generate": {"samples": 4, **generate}}
-    )
+    """Every formula in one cell, the smallest."""
+    values = {"samples": 4, "unit_atoms": 1, **generate}
+    return Campaign.model_validate({"name": "t", "data": {"source": "file", "path": "x"}, "generate": values})
 
 
 def plan(campaign: Campaign, crysdb: Path) -> pa.Table:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dao_pipeline.config.read import load_campaign
+from dao_pipeline.forecast.forecast import forecast
 from tests.workflow.support import REPOSITORY, STAGES, TINY, before, dry_run, run_snakemake
 
 
@@ -61,7 +63,11 @@ def test_pretrained_weights_take_the_place_of_pretraining(tiny: Path, tmp_path: 
 def test_given_compositions_are_not_evaluated_and_fan_out_by_number(tiny: Path, tmp_path: Path) -> None:
     compositions = "[{formula: NaCl}, {formula: KBr}, {formula: MgO}]"
     run = dry_run(
-        "--configfile", tiny, "--config", f"generate={{compositions: {compositions}, samples: 6}}", cwd=tmp_path
+        "--configfile",
+        tiny,
+        "--config",
+        f"generate={{compositions: {compositions}, samples: 6, unit_atoms: 2}}",
+        cwd=tmp_path,
     )
     assert "evaluate" not in run.stages
     assert run.jobs["generate_candidates"] == 3 * 2  # 6 samples in rounds of 4
@@ -197,3 +203,25 @@ def test_tiny_campaign_is_a_campaign() -> None:
     from dao_pipeline.config.read import parse_campaign
 
     parse_campaign(TINY | {"data": TINY["data"] | {"path": "x"}}, "tiny")
+
+
+@pytest.mark.parametrize("name", ["binaries", "chalcogenides", "superconductors"])
+def test_the_examples_are_planned_as_they_would_run(name: str, tmp_path: Path) -> None:
+    path = REPOSITORY / "config" / "campaigns" / f"{name}.yaml"
+    run = dry_run("--configfile", path, cwd=tmp_path)
+    found = forecast(load_campaign(path), name, tmp_path / "results")
+    assert {stage.stage: stage.jobs for stage in found.stages} == {k: v for k, v in run.jobs.items() if k != "all"}
+    assert not (tmp_path / "results").exists()
+
+
+def test_problems_of_a_file_of_formulas_stop_the_run(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "asked.txt").write_text("NaCl\n; rm -rf /\nXx2O3\n")
+    run = run_snakemake("-n", "--configfile", tiny, "--config", "generate={files: [asked.txt]}", cwd=tmp_path)
+    assert run.code != 0
+    assert "generate.files[0]: asked.txt: line 2: '; rm -rf /' is not a plain formula" in run.output
+    assert "asked.txt: line 3: 'Xx2O3': there is no element 'Xx'" in run.output
+    assert "No job was started" in run.output
+    (tmp_path / "asked.txt").write_text("NaCl\nKBr\n")
+    values = "generate={files: [asked.txt], unit_atoms: 4}"
+    jobs = dry_run("--configfile", tiny, "--config", values, cwd=tmp_path).jobs
+    assert jobs["generate_candidates"] == 4  # NaCl, Na2Cl2, KBr and K2Br2, 4 samples each in shards of 4

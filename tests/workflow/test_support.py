@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dao_pipeline import stage_code
-from dao_pipeline.candidates.compositions import explicit_compositions
+from dao_pipeline.candidates.compositions import asked_compositions
 from dao_pipeline.candidates.plan import plan_table, planned_shards
 from dao_pipeline.config import STAGE_SETTINGS, Campaign
 from dao_pipeline.config.read import parse_campaign
@@ -111,7 +111,7 @@ def test_every_stage_has_files() -> None:
 
 def growing(compositions: list[str], samples: int = 4, **generate: object) -> Campaign:
     values = {"compositions": [{"formula": f} for f in compositions], "samples": samples}
-    values |= {"shard_compositions": 2, "round_samples": 3}
+    values |= {"shard_compositions": 2, "round_samples": 3, "unit_atoms": 1}
     return parse_campaign({"name": "x", "generate": values | generate}, "x")
 
 
@@ -131,7 +131,7 @@ def test_a_shard_is_known_from_the_configuration_exactly() -> None:
     for campaign in campaigns:
         generate = campaign.generate
         plan = plan_table(
-            explicit_compositions(generate.compositions or []),
+            asked_compositions(campaign) or [],
             generate.samples,
             generate.shard_compositions,
             generate.round_samples,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dao_pipeline.config import Campaign, Composition
+from dao_pipeline.candidates.asked import asked, asked_file
+from dao_pipeline.config import Campaign
 from dao_pipeline.crystals.crystal import reduced_formula
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
-from dao_pipeline.crystals.formula import parse_formula
+from dao_pipeline.crystals.formula import formula_text, parse_formula, reduced
 from dao_pipeline.crystals.table import iter_tables, read_about, read_table
 from dao_pipeline.errors import UserError
 
@@ -34,12 +34,14 @@ class Requested:
     formula: reduced formula.
     atomic_numbers: of the cell to generate, elements in that same order.
     target_id: id of the known test crystal, None for compositions given by the user.
+    asked_by: what of the user's asked for it.
     """
 
     composition: str
     formula: str
     atomic_numbers: tuple[int, ...]
     target_id: str | None = None
+    asked_by: str | None = None
 
     @property
     def num_atoms(self) -> int:
@@ -52,22 +54,11 @@ def requested(formula: str, units: int, target_id: str | None = None) -> Request
     counts = {symbol: count * units for symbol, count in parse_formula(formula).items()}
     numbers = tuple(ATOMIC_NUMBERS[symbol] for symbol, count in counts.items() for _ in range(count))
     return Requested(
-        composition="".join(symbol + (str(count) if count > 1 else "") for symbol, count in counts.items()),
-        formula=reduced_formula(np.asarray(numbers)),
+        composition=formula_text(counts),
+        formula=reduced(counts),
         atomic_numbers=numbers,
         target_id=target_id,
     )
-
-
-def explicit_compositions(compositions: Sequence[Composition]) -> list[Requested]:
-    """Compositions given in the campaign, in order; repetitions of one cell are merged into the first."""
-    merged: dict[tuple[str, int], Requested] = {}
-    for given in compositions:
-        asked = requested(given.formula, given.formula_units)
-        first = merged.setdefault((asked.formula, asked.num_atoms), asked)
-        if first is not asked:
-            log.warning("composition %s is the same cell as %s: merged", asked.composition, first.composition)
-    return list(merged.values())
 
 
 def known_targets(test: pa.Table, limit: int, preferred: Sequence[str] = ()) -> list[Requested]:
@@ -110,9 +101,7 @@ def count_compositions(campaign: Campaign) -> int:
 
     The numbers of shards and of jobs follow from it.
     """
-    if campaign.generate.compositions is None:
-        return campaign.generate.test_split.limit
-    return len(_merged(tuple(campaign.generate.compositions)))
+    return campaign.generate.test_split.limit if campaign.generate.known else len(asked(campaign).names)
 
 
 def asked_compositions(campaign: Campaign, start: int = 0, stop: int | None = None) -> list[Requested] | None:
@@ -120,14 +109,13 @@ def asked_compositions(campaign: Campaign, start: int = 0, stop: int | None = No
 
     None where they come from the test split.
     """
-    if campaign.generate.compositions is None:
+    if campaign.generate.known:
         return None
-    return list(_merged(tuple(campaign.generate.compositions))[start:stop])
-
-
-@lru_cache(maxsize=4)
-def _merged(compositions: tuple[Composition, ...]) -> tuple[Requested, ...]:
-    return tuple(explicit_compositions(compositions))
+    table = asked(campaign).table
+    piece = table.slice(start, None if stop is None else max(0, stop - start))
+    columns = ("composition", "formula", "atomic_numbers", "asked_by")
+    rows = zip(*(piece[name].to_pylist() for name in columns), strict=True)
+    return [Requested(name, formula, tuple(numbers), asked_by=by) for name, formula, numbers, by in rows]
 
 
 def campaign_compositions(
@@ -137,11 +125,16 @@ def campaign_compositions(
 
     A composition's place among all of them is its number: in candidates' ids and in the division into shards.
 
-    Raises UserError when the test split is asked for and holds no target.
+    Raises UserError when the test split is asked for and holds no target, or nothing is asked for.
     """
-    asked = asked_compositions(campaign, start, stop)
-    if asked is not None:
-        return asked
+    found = asked_compositions(campaign, start, stop)
+    if found is not None:
+        if not count_compositions(campaign):
+            raise UserError(
+                f"campaign {campaign.name}: there is nothing to predict; see compositions_dropped.parquet beside "
+                f"{asked_file(campaign)} for what was asked for, or ask for more in section generate."
+            )
+        return found
     path = crysdb / "test.parquet"
     test = read_table(path, columns=_present(path, _TEST_COLUMNS))
     targets = known_targets(test, campaign.generate.test_split.limit, _preferred(campaign))

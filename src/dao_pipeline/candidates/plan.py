@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dao_pipeline.candidates.asked import EXPLICIT
 from dao_pipeline.candidates.compositions import (
     Requested,
     campaign_compositions,
@@ -50,12 +51,15 @@ PLAN_SCHEMA = pa.schema([(name, COLUMNS[name].type) for name in PLAN_COLUMNS])
 AT_ONCE = 100_000
 """Candidates whose rows are in memory at the same time, unless one composition has more."""
 
+_NOTED = 10_000
+"""Refused compositions that the metadata name at most."""
+
 _NAMED = 20
 """Refused compositions that a message names at most."""
 
 
 def planned_shards(campaign: Campaign) -> int:
-    """Number of shards, from the configuration alone (Snakemake needs it before the test split exists).
+    """Number of shards, before there is any crystal (Snakemake needs it before the test split exists).
 
     The plan may need fewer, when the test split is small: the last shards are then empty.
     """
@@ -133,12 +137,12 @@ def plan_candidates(
 ) -> None:
     """Write one row per candidate to make; with ``shard`` and ``round_number``, the rows of these only.
 
-    Written in pieces: memory does not grow with the campaign. Compositions of the test split that cannot be
-    generated are left out, named in the log and in the file's metadata, and counted as misses by the evaluation.
-    Raises UserError for compositions of the campaign that cannot be generated, naming the first of them.
+    Written in pieces: memory does not grow with the campaign. Compositions that cannot be generated are left out,
+    the first of them named in the log and in the file's metadata; the evaluation counts those of the test split as
+    misses. Raises UserError for compositions that stand in the campaign itself and cannot be generated, naming the
+    first of them, and where nothing is left.
     """
     generate = campaign.generate
-    explicit = generate.compositions is not None
     size = generate.shard_compositions
     start, stop = (0, count_compositions(campaign)) if shard is None else (shard * size, (shard + 1) * size)
     first = 0 if round_number is None else round_number * generate.round_samples
@@ -149,28 +153,31 @@ def plan_candidates(
         for numbers, compositions in _feasible(campaign, crysdb, start, stop, refused):
             file.write(_rows(generate, range(first, last), compositions, numbers))
             planned += len(compositions)
-        if refused and explicit:
-            raise UserError(_refusal(refused))
+        if explicit := [one for one in refused if (one.asked.asked_by or "").startswith(EXPLICIT)]:
+            raise UserError(_refusal(explicit))
         if not planned and shard is None:
             raise UserError(
-                f"{crysdb / 'test.parquet'}: no composition of the test split can be generated, e.g. "
-                f"{refused[0].asked.composition}: {refused[0].reason}. Give generate.compositions."
+                f"no composition that campaign {campaign.name} asks for can be generated, e.g. "
+                f"{_label(refused[0].asked)}: {refused[0].reason}. Ask for others in section generate."
             )
-        for asked, reason in refused:
-            log.warning("test crystal %s (%s) not planned: %s", asked.target_id, asked.composition, reason)
+        for asked, reason in refused[:_NAMED]:
+            log.warning("%s not planned: %s", _label(asked), reason)
+        if len(refused) > _NAMED:
+            log.warning("%d compositions in all not planned", len(refused))
         settings: dict[str, Any] = {"shard": shard, "round": round_number}
         read: tuple[str, ...] = ()  # a round's plan takes no time, and these files may be large
         if shard is None:
             settings, read = (
                 stage_settings(campaign, "plan_candidates"),
-                ("train",) if explicit else ("train", "test"),
+                ("train", "test") if generate.known else ("train",),
             )
         file.about |= provenance(
             "plan_candidates",
             campaign=campaign.name,
             settings=settings,
             inputs={name: crysdb / f"{name}.parquet" for name in read},
-            not_planned={asked.target_id or asked.composition: reason for asked, reason in refused},
+            not_planned={asked.target_id or asked.composition: reason for asked, reason in refused[:_NOTED]},
+            infeasible=len(refused),
         )
         log.info("%d candidates of %d compositions planned", file.rows, planned)
 
@@ -214,9 +221,13 @@ def _rows(generate: Generate, samples: range, compositions: list[Requested], num
 
 
 def _refusal(refused: Sequence[_Refused]) -> str:
-    lines = [f"generate.compositions: {asked.composition}: {reason}." for asked, reason in refused[:_NAMED]]
+    lines = [f"{asked.asked_by}: {asked.composition}: {reason}." for asked, reason in refused[:_NAMED]]
     if len(refused) > _NAMED:
         lines.append(f"... and {len(refused) - _NAMED} more.")
     return "\n".join(lines) + (
         "\nRemove these compositions, or add crystals with the elements to train.parquet (section data)."
     )
+
+
+def _label(asked: Requested) -> str:
+    return f"test crystal {asked.target_id} ({asked.composition})" if asked.target_id else asked.composition

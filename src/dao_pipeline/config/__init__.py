@@ -7,6 +7,14 @@ are generated from here.
 
 from __future__ import annotations
 
+from dao_pipeline.config.asked import (
+    MAX_UNITS,
+    Composition,
+    Substitutions,
+    Systems,
+    TestSplit,
+    roles,
+)
 from dao_pipeline.config.campaign import (
     Campaign,
 )
@@ -14,12 +22,10 @@ from dao_pipeline.config.candidates import (
     CALLS_PER_STEP,
     DEFAULT_ANNEALING,
     DEFAULT_STEPS,
-    Composition,
     Generate,
     Guidance,
     Sampling,
     Screen,
-    TestSplit,
 )
 from dao_pipeline.config.comparison import (
     CompareDFT,
@@ -80,6 +86,7 @@ __all__ = [
     "CALLS_PER_STEP",
     "DEFAULT_ANNEALING",
     "DEFAULT_STEPS",
+    "MAX_UNITS",
     "QE",
     "STAGE_SETTINGS",
     "VARIANT",
@@ -115,10 +122,13 @@ __all__ = [
     "Sampling",
     "Screen",
     "Section",
+    "Substitutions",
+    "Systems",
     "Templates",
     "TestSplit",
     "Training",
     "TrainingResources",
     "expand_path",
+    "roles",
     "stage_settings",
 ]

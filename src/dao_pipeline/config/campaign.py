@@ -68,7 +68,7 @@ class Campaign(Section):
         for i, composition in enumerate(self.generate.compositions or []):
             if composition.num_atoms > self.generate.max_atoms:
                 raise ValueError(
-                    f"generate.compositions[{i}]: {composition.formula} x {composition.formula_units} has "
+                    f"generate.compositions[{i}]: {composition.formula} x {composition.formula_units or 1} has "
                     f"{composition.num_atoms} atoms, more than generate.max_atoms ({self.generate.max_atoms}); "
                     "use fewer formula units or raise the limit"
                 )

@@ -1,40 +1,16 @@
-"""What to predict, how candidates are drawn, and how they are screened."""
+"""How candidates are drawn, and how they are screened; what to predict is in ``asked``."""
 
 from __future__ import annotations
 
 from math import ceil, floor
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from dao_pipeline.config.asked import Composition, Substitutions, Systems, TestSplit
 from dao_pipeline.config.crysdb import Matcher
 from dao_pipeline.config.models import Process
 from dao_pipeline.config.section import Section
-from dao_pipeline.crystals.formula import parse_formula
-
-
-def _formula(value: str) -> str:
-    parse_formula(value)
-    return value
-
-
-class Composition(Section):
-    """One composition to predict."""
-
-    formula: Annotated[str, AfterValidator(_formula)] = Field(description="e.g. SrTiO3")
-    formula_units: int = Field(1, ge=1, le=100, description="how many of them are in the cell")
-
-    @property
-    def num_atoms(self) -> int:
-        """Atoms in the cell."""
-        return self.formula_units * sum(parse_formula(self.formula).values())
-
-
-class TestSplit(Section):
-    """Predict compositions of the test split, whose crystals are known."""
-
-    limit: int = Field(10, ge=1, description="compositions at most, in the order of the table")
-
 
 # as published for diffusion; for flow from the table of samplers in docs/benchmarks.md
 DEFAULT_STEPS = {"diffusion": 1000, "flow": 50}
@@ -87,8 +63,26 @@ class Guidance(Section):
 class Generate(Section):
     """Stages plan_candidates and generate_candidates."""
 
-    compositions: list[Composition] | None = Field(None, description="what to predict; null: the test split")
+    compositions: list[Composition] | None = Field(
+        None,
+        description="what to predict, together with files, systems and substitutions; if all are empty, the test "
+        "split",
+    )
+    files: list[str] = Field(
+        [],
+        description="files of formulas: text with one per line, or CSV or Parquet with the column formula and, if "
+        "wanted, formula_units",
+    )
+    systems: Systems = Systems()
+    substitutions: Substitutions = Substitutions()
     test_split: TestSplit = TestSplit()
+    unit_atoms: int = Field(
+        20,
+        ge=1,
+        le=200,
+        description="formulas without formula_units are predicted with every number of them up to so many atoms, "
+        "at least with one",
+    )
     max_atoms: int = Field(60, ge=1, le=200, description="larger cells are refused")
     samples: int = Field(20, ge=1, description="candidates per composition")
     steps: int | None = Field(
@@ -145,6 +139,11 @@ class Generate(Section):
         20, ge=1, le=100_000, description="samples of each of its compositions per round of a shard, one job each"
     )
     batch_atoms: int = Field(6_000, ge=10, description="atoms per sampling batch")
+
+    @property
+    def known(self) -> bool:
+        """Whether compositions of the test split are predicted, whose crystals are known."""
+        return self.compositions is None and not (self.files or self.systems.of or self.substitutions)
 
     @property
     def templates(self) -> int:

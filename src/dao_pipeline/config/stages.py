@@ -52,6 +52,10 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     ),
     "plan_candidates": (
         "generate.compositions",
+        "generate.files",
+        "generate.systems",
+        "generate.substitutions",
+        "generate.unit_atoms",
         "generate.test_split",
         "generate.samples",
         "generate.shard_compositions",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -10,8 +11,8 @@ from dao_pipeline.crystals.crystal import Crystal
 from dao_pipeline.crystals.elements import SYMBOLS
 
 
-def cif_text(crystal: Crystal, comment: str = "") -> str:
-    """CIF text of a crystal; ``comment`` becomes its first line.
+def cif_text(crystal: Crystal, comment: str = "", facts: Mapping[str, str | float | bool] | None = None) -> str:
+    """CIF text of a crystal; ``comment`` becomes its first line, ``facts`` become data items ``_dao_NAME``.
 
     Cell lengths are in angstrom, angles in degrees. The orientation of the cell in space is not kept.
     """
@@ -29,6 +30,7 @@ def cif_text(crystal: Crystal, comment: str = "") -> str:
             for name, value in zip(("alpha", "beta", "gamma"), angles, strict=True)
         ),
         f"_cell_volume   {crystal.volume:.10f}",
+        *(f"_dao_{name}   {_value(value)}" for name, value in (facts or {}).items()),
         "loop_",
         " _symmetry_equiv_pos_site_id",
         " _symmetry_equiv_pos_as_xyz",
@@ -45,3 +47,12 @@ def cif_text(crystal: Crystal, comment: str = "") -> str:
         symbol = SYMBOLS[int(z)]
         lines.append(f"  {symbol}  {symbol}{i}  {place[0]:.12f}  {place[1]:.12f}  {place[2]:.12f}  1")
     return "\n".join(lines) + "\n"
+
+
+def _value(value: str | float | bool) -> str:
+    """A value as CIF writes it: numbers bare, texts in quotes on one line, in ASCII."""
+    if isinstance(value, bool) or not isinstance(value, str):
+        return str(value)
+    text = " ".join(value.split()).encode("ascii", "backslashreplace").decode()
+    quote = '"' if "'" in text else "'"
+    return f"{quote}{text.replace(quote, ' ')}{quote}"

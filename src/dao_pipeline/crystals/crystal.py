@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from math import gcd
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from dao_pipeline.crystals.elements import SYMBOLS
+from dao_pipeline.crystals.formula import reduced
 from dao_pipeline.crystals.schema import COLUMNS, CRYSTAL
 
 
@@ -53,13 +53,8 @@ def reduced_formula(atomic_numbers: np.ndarray) -> str:
 
     Two cells have the same string exactly when their compositions agree after reduction.
     """
-    from dao_pipeline.crystals.elements import ELECTRONEGATIVITY
-
     numbers, counts = np.unique(np.asarray(atomic_numbers, dtype=int), return_counts=True)
-    divisor = gcd(*(int(c) for c in counts))
-    order = sorted(range(len(numbers)), key=lambda i: (ELECTRONEGATIVITY[numbers[i]], SYMBOLS[numbers[i]]))
-    parts = ((SYMBOLS[numbers[i]], int(counts[i]) // divisor) for i in order)
-    return "".join(symbol + (str(count) if count > 1 else "") for symbol, count in parts)
+    return reduced({SYMBOLS[z]: n for z, n in zip(numbers.tolist(), counts.tolist(), strict=True)})
 
 
 def wrap(frac_coords: np.ndarray) -> np.ndarray:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from math import gcd
 
-from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
+from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, ELECTRONEGATIVITY
 
 MAX_ATOMIC_NUMBER = 100
 """Crysformer's element table ends here (paper: 100 elements)."""
@@ -32,3 +34,22 @@ def parse_formula(formula: str) -> dict[str, int]:
             raise ValueError(f"{formula!r}: {symbol}0 has no atoms; remove the element")
         counts[symbol] = counts.get(symbol, 0) + number
     return counts
+
+
+def by_electronegativity(symbol: str) -> tuple[float, str]:
+    """Sorts symbols as formulas are printed: by rising electronegativity, then by name."""
+    return ELECTRONEGATIVITY[ATOMIC_NUMBERS[symbol]], symbol
+
+
+def formula_text(counts: Mapping[str, int]) -> str:
+    """Formula of element counts, in their order: ``Sr2Ti2O6``."""
+    return "".join(symbol + (str(count) if count > 1 else "") for symbol, count in counts.items())
+
+
+def reduced(counts: Mapping[str, int]) -> str:
+    """Reduced formula, elements by rising electronegativity as pymatgen prints them.
+
+    Two compositions have the same string exactly when they agree after reduction.
+    """
+    divisor = gcd(*counts.values())
+    return formula_text({symbol: counts[symbol] // divisor for symbol in sorted(counts, key=by_electronegativity)})

@@ -78,6 +78,7 @@ STAGES: dict[str, Column] = {
     # generation
     "target_id": Column(_text, "", "id of the test crystal whose composition was asked for, if any"),
     "composition": Column(_text, "", "composition as asked for"),
+    "asked_by": Column(_text, "", "what asked for it: an entry of the campaign, or a file and a row"),
     "shard": Column(_count, "", "shard of the candidate: a block of the campaign's compositions"),
     "round": Column(_count, "", "round of the candidate: a block of the samples of each composition"),
     "template_rank": Column(_count, "", "in plans: the template that is asked for, by its rank from 0"),

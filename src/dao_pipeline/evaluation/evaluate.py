@@ -62,9 +62,9 @@ def evaluate(campaign: Campaign, screened: Path, crysdb: Path, energy_model: Pat
     Raises UserError when the candidates were made for other targets than the test split now has, and when the
     models may have been trained on it (unless ``evaluate.allow_leakage``).
     """
-    asked = [] if campaign.generate.compositions is not None else campaign_compositions(campaign, crysdb)
+    asked = campaign_compositions(campaign, crysdb) if campaign.generate.known else []
     if not asked:
-        log.warning("generate.compositions is set: there are no known crystals to compare with")
+        log.warning("compositions are given: there are no known crystals to compare with")
     leaks = _require_held_out(campaign, screened, crysdb / "test.parquet", energy_model) if asked else []
     known = _read_known(crysdb / "test.parquet", asked)
     candidates = _read_candidates(screened, set(known))

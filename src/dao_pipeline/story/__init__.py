@@ -1,0 +1,1 @@
+"""What became of one candidate, and what a campaign's folder holds."""
