@@ -22,7 +22,7 @@ class Choices:
     """c chosen *options* (a type, and one of its classes of assignments) for the targets of one pattern.
 
     target: (c,) which target. score: (c,) ln of all votes for the option; total: (targets,) of all options.
-    template: (c,) row in the bucket, nearest of the type; way: (c,) its row of ``assignments``; distance: (c,).
+    template: (c,) row in the bucket, whose vote is the largest of the type; way: (c,) its row of ``assignments``; distance: (c,).
     label: (c,) type. votes: (c,) templates of the type. known: (c,) bool.
     log_volume: (c,) mean of ``Bucket.log_volume`` over the type, weighted by vote.
     """
@@ -72,7 +72,27 @@ class Bucket:
     def lookup(self) -> np.ndarray:
         """(s, E): where the cost of each entry's slot i stands in a target's flattened (s, elements) table."""
         template, way, _, _ = self.entries
-        return assignments(self.pattern)[way].T * NUM + self.elements[template].T
+        return np.ascontiguousarray(assignments(self.pattern)[way].T * NUM + self.elements[template].T)
+
+    @cached_property
+    def _option(self) -> np.ndarray:
+        """(E,) which option each entry belongs to."""
+        template, _, starts, _ = self.entries
+        return np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(template))))
+
+    @cached_property
+    def _entries_of(self) -> np.ndarray:
+        """(m, P) the entries of each template, by way."""
+        template, way, _, _ = self.entries
+        place = np.empty(self.classes.shape, dtype=np.int64)
+        place[template, way] = np.arange(len(template))
+        return place
+
+    @cached_property
+    def _first_of_template(self) -> np.ndarray:
+        """(E,) bool, whether an entry is the first of its template in its option."""
+        template = self.entries[0]
+        return np.r_[True, (np.diff(template) != 0) | (np.diff(self._option) != 0)]
 
     @cached_property
     def _same_composition(self) -> dict[bytes, np.ndarray]:
@@ -96,13 +116,15 @@ class Bucket:
         table = (metric.cost[targets] * metric.weights(self.pattern)[:, None]).astype(np.float32)
         # the weight of a slot belongs to its place, and slots that change places have equal counts
         table = table.reshape(len(targets), -1)
-        distance = table[:, self.lookup[0]]
+        distance = table.take(self.lookup[0], axis=1)
+        part = np.empty_like(distance)
         for place in self.lookup[1:]:
-            distance += table[:, place]
+            distance += table.take(place, axis=1, out=part, mode="clip")
         if metric.whole.shape[1]:
             own, other = metric.means(targets, self.pattern), metric.means(self.elements, self.pattern)
             squared = (own**2).sum(1)[:, None] + (other**2).sum(1) - 2 * own @ other.T
-            distance += np.maximum(squared, 0.0).astype(np.float32)[:, self.entries[0]]
+            squared = np.maximum(squared, 0.0).astype(np.float32)
+            distance += squared.take(self.entries[0], axis=1, out=part, mode="clip")
         return distance
 
     def choose(
@@ -114,23 +136,28 @@ class Bucket:
         of a target are there for it; they come first then, as known crystals.
         """
         step = max(1, _ENTRIES_AT_ONCE // len(self.entries[0]))
+        weight = np.where(banned, -np.inf, self.weight).astype(np.float32)
         parts = [
-            self._choose(targets[i : i + step], i, k, metric, banned, own_composition)
+            self._choose(targets[i : i + step], i, k, metric, weight, own_composition)
             for i in range(0, len(targets), step)
         ]
         return Choices(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Choices)))
 
     def _choose(
-        self, targets: np.ndarray, first: int, k: int, metric: Metric, banned: np.ndarray, own_composition: bool
+        self, targets: np.ndarray, first: int, k: int, metric: Metric, weight: np.ndarray, own_composition: bool
     ) -> Choices:
+        """``choose`` for some targets, the first of which has the number ``first``; weight: (m,) of each vote."""
         template, way, starts, label = self.entries
         distance = self.distances(targets, metric)
-        vote = (self.weight[template] - distance / metric.width).astype(np.float32)
+        vote = distance * np.float32(-1 / metric.width)
+        vote += weight[template]
+        there = self._first_of_template & (weight[template] > -np.inf)
+        counted = np.repeat(np.add.reduceat(there.astype(np.int64), starts)[None], len(targets), axis=0)
         for i, slots in enumerate(targets):
             same = self.of_composition(slots)
             if not len(same):
                 continue
-            own = np.flatnonzero(np.isin(template, same))
+            own = self._entries_of[same].ravel()
             if own_composition:
                 unchanged = (slots[assignments(self.pattern)[way[own]]] == self.elements[template[own]]).all(1)
                 own = own[unchanged]
@@ -138,47 +165,42 @@ class Bucket:
                 distance[i, own] = 0.0
             else:
                 vote[i, own] = -np.inf
-        vote[:, banned[template]] = -np.inf
-        score = _log_sums(vote, starts)
+                np.subtract.at(counted[i], self._option[own], there[own])
+        vote[:, weight[template] == -np.inf] = -np.inf
+        top = np.maximum.reduceat(vote, starts, axis=1)
+        safe = np.where(np.isfinite(top), top, np.float32(0.0))
+        vote -= safe.take(self._option, axis=1)
+        share = np.exp(vote, out=vote)
+        total = np.add.reduceat(share, starts, axis=1)
+        with np.errstate(divide="ignore"):
+            score = np.log(total) + safe
         known = score > _KNOWN / 2
-        total = np.logaddexp.reduce(np.where(known, -np.inf, score), axis=1)
         target, option = _largest(score, k)
-        chosen, entry = _segments(starts[option], np.append(starts[1:], len(template))[option])
-        votes = vote[target[chosen], entry]
-        there = np.isfinite(votes)
-        away = np.where(there, distance[target[chosen], entry], np.inf)
-        begin = np.searchsorted(chosen, np.arange(len(target)))
-        nearest = entry[np.lexsort((-votes, away, chosen))[begin]]
-        share = np.exp(votes - score[target, option][chosen])
-        members = np.lexsort((template[entry], chosen))
-        new = np.r_[True, (np.diff(chosen[members]) != 0) | (np.diff(template[entry[members]]) != 0)]
-        counted = np.add.reduceat((new & there[members]).astype(np.int64), begin) if len(target) else begin
+        best = self._best(share, target, option)
+        log_volume = np.add.reduceat(share * self.log_volume[template].astype(np.float32), starts, axis=1)
         return Choices(
             target=target + first,
             score=score[target, option],
-            total=total[target],
-            template=template[nearest],
-            way=way[nearest],
-            distance=distance[target, nearest].astype(np.float64),
+            total=np.logaddexp.reduce(np.where(known, -np.inf, score), axis=1)[target],
+            template=template[best],
+            way=way[best],
+            distance=distance[target, best].astype(np.float64),
             label=label[option],
-            votes=counted,
+            votes=counted[target, option],
             known=known[target, option],
-            log_volume=np.add.reduceat(share * self.log_volume[template[entry]], begin) if len(target) else share,
+            log_volume=(log_volume[target, option] / total[target, option]).astype(np.float64),
         )
+
+    def _best(self, share: np.ndarray, target: np.ndarray, option: np.ndarray) -> np.ndarray:
+        """(c,) the entry with the largest vote of each chosen option; its ``share`` (g, E) of that vote is 1."""
+        row, entry = np.nonzero(share == 1)
+        key = row * len(self.entries[2]) + self._option[entry]  # rises
+        return np.asarray(entry[np.searchsorted(key, target * len(self.entries[2]) + option)])
 
 
 def above_hull(stability: np.ndarray) -> np.ndarray:
     """eV/atom above the hull as far as they count for a vote: up to 0.5; 0.1 where it is not known."""
     return np.clip(np.nan_to_num(stability, nan=0.1), 0.0, 0.5)
-
-
-def _log_sums(vote: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """(g, options) ln of the sum of exp(vote) (g, E) over the entries of each option; -inf for no vote."""
-    top = np.maximum.reduceat(vote, starts, axis=1)
-    lengths = np.diff(np.append(starts, vote.shape[1]))
-    safe = np.where(np.isfinite(top), top, 0.0)
-    with np.errstate(divide="ignore"):
-        return np.log(np.add.reduceat(np.exp(vote - np.repeat(safe, lengths, axis=1)), starts, axis=1)) + safe
 
 
 def _largest(score: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -191,11 +213,3 @@ def _largest(score: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     row = np.broadcast_to(np.arange(len(score))[:, None], column.shape)
     finite = np.isfinite(value)
     return row[finite], column[finite]
-
-
-def _segments(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All numbers in the ranges, and which range each is in."""
-    lengths = ends - starts
-    owner = np.repeat(np.arange(len(starts)), lengths)
-    offset = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return owner, starts[owner] + offset
