@@ -53,7 +53,7 @@ class _Voters:
     weight: np.ndarray
     there: np.ndarray
     counts: np.ndarray
-    own_composition: bool
+    own_composition: bool | None
 
 
 @dataclass(frozen=True)
@@ -156,12 +156,12 @@ class Bucket:
         return distance
 
     def choose(
-        self, targets: np.ndarray, k: int, metric: Metric, banned: np.ndarray, own_composition: bool
+        self, targets: np.ndarray, k: int, metric: Metric, banned: np.ndarray, own_composition: bool | None
     ) -> Choices:
         """The ``k`` most voted options for targets with slots (g, s); options without any vote are left out.
 
         banned: (m,) bool, templates that are not there. own_composition: whether templates with the composition
-        of a target are there for it; they come first then, as known crystals.
+        of a target are there for it; they come first then, as known crystals. None: they are like all others.
         """
         template, _, starts, _ = self.entries
         weight = np.where(banned, -np.inf, self.weight).astype(np.float32)[template]
@@ -186,7 +186,7 @@ class Bucket:
         vote += voters.weight
         counted = np.repeat(voters.counts[None], len(targets), axis=0)
         for i, slots in enumerate(targets):
-            same = self.of_composition(slots)
+            same = self.of_composition(slots) if voters.own_composition is not None else ()
             if not len(same):
                 continue
             own = self._entries_of[same].ravel()
