@@ -40,7 +40,8 @@ SUPERCELL = 4.0
 RECOLOURED = 6.0
 """Loss of ln votes of types that are known with other numbers of elements only."""
 
-RICH = 0
+FEW_OPTIONS = 100
+"""Types under different assignments; where a pattern has as many, recoloured ones add nothing."""
 
 
 @dataclass(frozen=True)
@@ -183,20 +184,19 @@ class TemplateIndex:
         own = (self.settings.exclude if exclude is None else exclude) == "none"
         banned = np.zeros(self.table.num_rows, bool) if banned is None else banned
         slots = slots_of(compositions(cells))
-        count = np.zeros(len(cells), dtype=np.int64)
         parts: list[_Part] = []
         for pattern, rows in _usable(slots.groups()):
             targets = slots.elements[rows][:, : len(pattern)]
+            options = 0
             for multiple in divisors(gcd(*pattern)):
                 bucket = self.buckets.get(tuple(c // multiple for c in pattern))
                 if bucket is None:
                     continue
                 found = bucket.choose(targets, k, self.metric, banned[bucket.rows], own)
                 parts.append(self._part(rows, targets, found, bucket, multiple))
-                count += np.bincount(rows[found.target], minlength=len(count))
-            few = count[rows] < max(k, RICH)
-            if few.any() and np.isfinite(self.recoloured):
-                parts += self._recoloured_part(pattern, rows[few], targets[few], k, banned)
+                options += len(bucket.entries[2])
+            if options < FEW_OPTIONS and np.isfinite(self.recoloured):
+                parts += self._recoloured_part(pattern, rows, targets, k, banned)
         return self._made(parts, k)
 
     def _part(self, rows: np.ndarray, targets: np.ndarray, found: Choices, bucket: Bucket, multiple: int) -> _Part:

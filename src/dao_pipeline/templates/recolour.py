@@ -36,10 +36,6 @@ MOST_SETS = 8
 """Sets of equivalent sites; with more, an element is not shared out."""
 
 
-MOST_CRYSTALS = 3_000
-"""Known crystals of one pattern; of more, only one of each type is recoloured."""
-
-
 @dataclass(frozen=True)
 class Recoloured:
     """Recoloured crystals of one pattern, as an index of their own. parent: (r,) rows of the index they are from.
@@ -52,12 +48,12 @@ class Recoloured:
 
 
 def recolour(index: TemplateIndex, pattern: Pattern) -> Recoloured | None:
-    """Recoloured crystals of an index whose structure type no crystal of ``pattern`` in it has; None: there are
-    none.
+    """Recoloured crystals, one known crystal of each type in an index, and of these those whose structure type no
+    crystal of ``pattern`` has; None: there are none.
     """
     slots = index.slots
     groups = {p: bucket.rows for p, bucket in index.buckets.items() if sum(p) == sum(pattern)}
-    groups = {p: _representatives(rows, index.label) for p, rows in groups.items()}
+    groups = {p: rows[np.unique(index.label[rows], return_index=True)[1]] for p, rows in groups.items()}
     crystals, parent = recoloured(index.flat, slots, groups, pattern, index.metric.cost)
     new = primitive_cells(crystals).counts == crystals.counts  # else they are supercells of something smaller
     crystals, parent = crystals.select(new), parent[new]
@@ -66,7 +62,7 @@ def recolour(index: TemplateIndex, pattern: Pattern) -> Recoloured | None:
     elements = slots_of(crystals).elements[:, : len(pattern)]
     prints = slot_prints(crystals, np.arange(len(parent)), elements, pattern)
     if pattern in groups:
-        known = groups[pattern][np.unique(index.label[groups[pattern]], return_index=True)[1]]
+        known = groups[pattern]
         own = slot_prints(index.flat, known, slots.elements[known][:, : len(pattern)], pattern)
         new = _unlike(prints, own, pattern, index.settings.same_type)
         crystals, parent, elements, prints = crystals.select(new), parent[new], elements[new], prints[new]
@@ -84,11 +80,6 @@ def recolour(index: TemplateIndex, pattern: Pattern) -> Recoloured | None:
         classes={pattern: found.classes},
     )
     return Recoloured(made, parent)
-
-
-def _representatives(rows: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """All rows, or one of each type where there are many."""
-    return rows if len(rows) <= MOST_CRYSTALS else rows[np.unique(label[rows], return_index=True)[1]]
 
 
 def _unlike(prints: np.ndarray, known: np.ndarray, pattern: Pattern, tolerance: float) -> np.ndarray:
@@ -163,7 +154,7 @@ def _shares(
     elements, ptr = slots.elements[rows][:, : len(source)], flat.ptr
     for row, own, sites in zip(rows.tolist(), elements, site_prints(flat, rows, elements, source), strict=True):
         atoms = np.flatnonzero(flat.numbers[ptr[row] : ptr[row + 1]] == own[slot])
-        sets = list(atoms[:, None]) if comb(len(atoms), part) <= FEW else _alike(atoms, sites[atoms])
+        sets = list(atoms[:, None]) if comb(len(atoms), part) <= FEW else alike(atoms, sites[atoms])
         if len(sets) > max(MOST_SETS, FEW):
             continue
         for size in range(1, min(len(sets), part) + 1):
@@ -174,7 +165,7 @@ def _shares(
                     yield row, chosen
 
 
-def _alike(atoms: np.ndarray, sites: np.ndarray) -> list[np.ndarray]:
+def alike(atoms: np.ndarray, sites: np.ndarray) -> list[np.ndarray]:
     """Sets of atoms whose prints (a, s, 10) are alike."""
     near = (np.abs(sites[:, None] - sites) < ALIKE).all((2, 3))
     first = near.argmax(1)
