@@ -37,8 +37,8 @@ COLUMNS = ["id", "source", "formula", "num_atoms", "atomic_numbers", "frac_coord
 SUPERCELL = 4.0
 """Loss of ln votes (see ``TemplateIndex``): of 870 cells of MP-20 and MPTS-52 that could be supercells, 12 are."""
 
-RECOLOURED = 6.0
-"""Loss of ln votes of types that are known with other numbers of elements only."""
+RECOLOURED = 4.0
+"""Loss of ln votes of types that are known with other numbers of elements only; 2 to 6 do as well."""
 
 FEW_OPTIONS = 100
 """Types under different assignments; where a pattern has as many, recoloured ones add nothing."""
