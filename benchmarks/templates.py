@@ -92,6 +92,7 @@ def rates(
     held: Path,
     out: Annotated[Path, typer.Option()],
     only: Annotated[str, typer.Option(help="variant to compare by the matcher; others by prints")] = "as it is",
+    names: Annotated[str, typer.Option(help="variants to ask, separated by commas; empty: all")] = "",
     limit: Annotated[int, typer.Option(help="of the targets; 0: all")] = 0,
     bound: Annotated[bool, typer.Option(help="also ask for every type that there is")] = False,
     shares: Annotated[str, typer.Option(help="shares of the templates for the curve, e.g. 0.1,0.3")] = "",
@@ -109,6 +110,8 @@ def rates(
         found = base.propose(cells, 10**6, "composition")
         report["any type of the index"] = cheap_rates(found, print_distances(found, own), len(cells), (10**6,))
     for name, variant in variants(base).items():
+        if names and name not in names.split(","):
+            continue
         found = variant.propose(cells, max(KS), "composition")
         distance = print_distances(found, own)
         report[f"{name}, by prints"] = cheap_rates(found, distance, len(cells))
