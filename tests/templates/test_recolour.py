@@ -113,6 +113,15 @@ def test_recoloured_types_come_where_others_are_too_few(real: TemplateIndex) -> 
     assert np.allclose(sums[sums > 0], 1, atol=1e-3)
 
 
+def test_asking_for_more_keeps_what_came_first(real: TemplateIndex) -> None:
+    cells = [c.atomic_numbers for c in from_table(real.table.slice(0, 40))]
+    few, many = (real.propose(cells, k, exclude="composition") for k in (3, 20))
+    first = many.select(many.rank < 3)
+    assert few.recoloured.any()
+    assert few.template_id.tolist() == first.template_id.tolist()
+    np.testing.assert_array_equal(few.crystals.numbers, first.crystals.numbers)
+
+
 def test_recoloured_types_are_not_among_the_others(real: TemplateIndex) -> None:
     cells = [c.atomic_numbers for c in from_table(real.table.slice(0, 40)) if c.num_atoms < 12]
     found = real.propose(cells, 30, exclude="composition")

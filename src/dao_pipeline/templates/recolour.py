@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from dao_pipeline.crystals.flat import FlatCrystals, structure_columns
+from dao_pipeline.crystals.flat import FlatCrystals, formulas, structure_columns
 from dao_pipeline.templates.cells import primitive_cells
 from dao_pipeline.templates.patterns import Pattern, Slots, assignments, slots_of
 from dao_pipeline.templates.prints import site_prints, slot_prints
@@ -48,8 +48,8 @@ class Recoloured:
 
 
 def recolour(index: TemplateIndex, pattern: Pattern) -> Recoloured | None:
-    """Recoloured crystals, one known crystal of each type in an index, and of these those whose structure type no
-    crystal of ``pattern`` has; None: there are none.
+    """One known crystal of each type of an index, recoloured to ``pattern`` in all ways, where that gives a
+    structure type that no crystal of this pattern has; None: there are none.
     """
     slots = index.slots
     groups = {p: bucket.rows for p, bucket in index.buckets.items() if sum(p) == sum(pattern)}
@@ -69,8 +69,8 @@ def recolour(index: TemplateIndex, pattern: Pattern) -> Recoloured | None:
         if not len(parent):
             return None
     found = find_types(prints, pattern, index.settings.same_type)
-    ids, formula = (index.table[name].take(pa.array(parent)) for name in ("id", "formula"))
-    table = pa.table({"id": ids, **structure_columns(crystals, formula.to_pylist())})
+    columns = structure_columns(crystals, formulas(crystals))
+    table = pa.table({"id": index.table["id"].take(pa.array(parent)), **columns})
     table = table.append_column("e_above_hull", pa.nulls(len(parent), pa.float64()))
     made = replace(
         index,
