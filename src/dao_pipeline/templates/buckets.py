@@ -244,12 +244,11 @@ def above_hull(stability: np.ndarray) -> np.ndarray:
 
 
 def _largest(score: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the ``k`` largest finite entries of each row, largest first."""
+    """Rows and columns of the ``k`` largest finite entries of each row, largest first, of equal ones the first."""
     k = min(k, score.shape[1])
-    column = np.argpartition(-score, k - 1, axis=1)[:, :k]
-    value = np.take_along_axis(score, column, 1)
-    order = np.lexsort((column, -value), axis=1)
-    column, value = np.take_along_axis(column, order, 1), np.take_along_axis(value, order, 1)
-    row = np.broadcast_to(np.arange(len(score))[:, None], column.shape)
-    finite = np.isfinite(value)
-    return row[finite], column[finite]
+    least = np.partition(score, score.shape[1] - k, axis=1)[:, score.shape[1] - k, None]
+    row, column = np.nonzero((score >= least) & (score > -np.inf))
+    order = np.lexsort((column, -score[row, column], row))
+    row, column = row[order], column[order]
+    first = np.arange(len(row)) - np.searchsorted(row, row) < k
+    return row[first], column[first]
