@@ -77,7 +77,9 @@ def variants(index: TemplateIndex) -> dict[str, TemplateIndex]:
     near = {name: replace(fixed_metric(name), width=width) for name, width in WIDTHS.items()}  # type: ignore[arg-type]
     plain = {name: replace(index, metric=metric, instability=1e-3) for name, metric in near.items()}
     single = replace(index, metric=replace(near["mendeleev"], width=1e-3), instability=1.0, supercell=1e7)
-    return {"as it is": index, **plain, "mendeleev, nearest only": single}
+    single = replace(single, recoloured=np.inf)
+    own = replace(index, recoloured=np.inf)
+    return {"as it is": index, "no recoloured structures": own, **plain, "mendeleev, nearest only": single}
 
 
 WIDTHS = {"mendeleev": 0.8, "radii": 0.02, "substitution": 0.25}
@@ -90,6 +92,7 @@ def rates(
     held: Path,
     out: Annotated[Path, typer.Option()],
     only: Annotated[str, typer.Option(help="variant to compare by the matcher; others by prints")] = "as it is",
+    names: Annotated[str, typer.Option(help="variants to ask, separated by commas; empty: all")] = "",
     limit: Annotated[int, typer.Option(help="of the targets; 0: all")] = 0,
     bound: Annotated[bool, typer.Option(help="also ask for every type that there is")] = False,
     shares: Annotated[str, typer.Option(help="shares of the templates for the curve, e.g. 0.1,0.3")] = "",
@@ -107,6 +110,8 @@ def rates(
         found = base.propose(cells, 10**6, "composition")
         report["any type of the index"] = cheap_rates(found, print_distances(found, own), len(cells), (10**6,))
     for name, variant in variants(base).items():
+        if names and name not in names.split(","):
+            continue
         found = variant.propose(cells, max(KS), "composition")
         distance = print_distances(found, own)
         report[f"{name}, by prints"] = cheap_rates(found, distance, len(cells))
@@ -279,13 +284,20 @@ def dressed(flat: FlatCrystals, row: int, places: np.ndarray) -> Crystal:
 
 
 @app.command()
-def speed(folder: Path, held: Path, copies: str = "1,3") -> None:
-    """Compositions per second of one core, 20 proposals each; copies have other elements of like distance."""
+def speed(folder: Path, held: Path, copies: str = "1,3,10", share: float = 0.3) -> None:
+    """Compositions per second of one core, 20 proposals each, without recoloured structures.
+
+    First from an index of a share of the crystals, then of all, then of copies of them with other elements of like
+    distance. Last, how long the first question takes with recoloured structures.
+    """
     base = load(folder)
     flat = flatten(read_table(held))
     cells = [flat.numbers[a:b] for a, b in pairwise(flat.ptr)]
     rng = np.random.default_rng(0)
     like = np.argsort(base.metric.cost[:, 1:95], axis=1)[:, :8] + 1
+    some = base.table.filter(pa.array(rng.random(base.table.num_rows) < share))
+    fewer = TemplateIndex.build(some, base.settings.model_copy(update={"distance": "mendeleev"}))
+    timed(replace(fewer, metric=base.metric, instability=base.instability), cells)
     for count in [int(word) for word in copies.split(",")]:
         places = [base.places]
         for _ in range(count - 1):
@@ -294,12 +306,22 @@ def speed(folder: Path, held: Path, copies: str = "1,3") -> None:
             other = np.where(base.places > 0, other, 0)
             other[clash < (base.places > 0).sum(1)] = base.places[clash < (base.places > 0).sum(1)]
             places.append(other)
-        larger = replicated(base, np.concatenate(places), count)
-        for _ in range(2):  # the first call makes the buckets
-            start = time.process_time()
-            larger.propose(cells, max(KS), "composition")
-            taken = time.process_time() - start
-        print(f"{larger.table.num_rows} templates: {len(cells) / taken:.0f} compositions/s")
+        larger = replicated(base, np.concatenate(places), count) if count > 1 else base
+        timed(larger, cells)
+    start = time.process_time()
+    replace(base).propose(cells, max(KS), "composition")
+    patterns = len(slots_of(flat).groups())
+    print(f"{time.process_time() - start:.1f} s the first time, with recoloured structures, {patterns} patterns")
+
+
+def timed(index: TemplateIndex, cells: list[np.ndarray]) -> None:
+    """Print compositions per second."""
+    index = replace(index, recoloured=np.inf)
+    for _ in range(2):  # the first call makes the buckets
+        start = time.process_time()
+        index.propose(cells, max(KS), "composition")
+        taken = time.process_time() - start
+    print(f"{index.table.num_rows} templates: {len(cells) / taken:.0f} compositions/s")
 
 
 def replicated(base: TemplateIndex, places: np.ndarray, count: int) -> TemplateIndex:

@@ -16,8 +16,11 @@ from dao_pipeline.crystals.geometry import volumes
 from dao_pipeline.errors import UserError
 from dao_pipeline.evaluation.matching import match_target
 from dao_pipeline.sources.files import read_crystals
+from dao_pipeline.templates.buckets import Bucket, Choices
 from dao_pipeline.templates.files import load, save
 from dao_pipeline.templates.index import TemplateIndex
+from dao_pipeline.templates.metric import Metric
+from dao_pipeline.templates.patterns import assignments
 from tests.make import crystal, shared_data
 
 SETTINGS = Templates(distance="mendeleev")
@@ -68,6 +71,57 @@ def test_the_assignment_of_elements_is_the_best_of_all(real: TemplateIndex) -> N
                 for way in ways
             ]
             assert distance[template == t].min() == pytest.approx(min(cost), rel=1e-5)
+
+
+@pytest.mark.parametrize("own_composition", [False, True])
+def test_votes_are_those_of_every_template_counted_one_by_one(real: TemplateIndex, own_composition: bool) -> None:
+    rng = np.random.default_rng(1)
+    metric = replace(real.metric, whole=rng.normal(size=(119, 3)), width=3.0)
+    patterns = [p for p in real.buckets if 1 < len(p) < 5 and len(real.buckets[p].rows) > 5]
+    for pattern in [patterns[i] for i in rng.permutation(len(patterns))[:8]]:
+        bucket = replace(real.buckets[pattern], weight=rng.normal(size=len(real.buckets[pattern].rows)))
+        banned = rng.random(len(bucket.rows)) < 0.2
+        target = bucket.sorted_slots()[rng.integers(len(bucket.rows))]
+        found = bucket.choose(target[None], 10**6, metric, banned, own_composition)
+        votes = plain_votes(bucket, target, metric, banned, own_composition)
+        assert set(votes) == {(label, bucket.classes[t, w]) for label, t, w in zip(*options(found), strict=True)}
+        for i, (label, t, w) in enumerate(zip(*options(found), strict=True)):
+            own = votes[label, bucket.classes[t, w]]
+            best = max(own)
+            assert max(v for v, *chosen in own if chosen == [t, w]) == pytest.approx(best[0], abs=1e-5)
+            assert found.score[i] == pytest.approx(np.logaddexp.reduce([v for v, *_ in own]), abs=1e-4)
+            assert found.votes[i] == len({t for _, t, _ in own})
+            assert found.known[i] == (best[0] > 50)
+            share = np.exp([v - best[0] for v, *_ in own])
+            mean = (share * bucket.log_volume[[t for _, t, _ in own]]).sum() / share.sum()
+            assert found.log_volume[i] == pytest.approx(mean, abs=1e-4)
+        assert (np.diff(found.score) <= 0).all()
+        others = [v for own in votes.values() if max(own)[0] < 50 for v, *_ in own]
+        assert found.total == pytest.approx(np.logaddexp.reduce(others), abs=1e-4)
+
+
+def options(found: Choices) -> tuple[list[int], list[int], list[int]]:
+    return found.label.tolist(), found.template.tolist(), found.way.tolist()
+
+
+def plain_votes(
+    bucket: Bucket, target: np.ndarray, metric: Metric, banned: np.ndarray, own_composition: bool
+) -> dict[tuple[int, int], list[tuple[float, int, int]]]:
+    """Votes, templates and assignments of every option."""
+    share, weights = np.array(bucket.pattern) / sum(bucket.pattern), metric.weights(bucket.pattern)
+    votes: dict[tuple[int, int], list[tuple[float, int, int]]] = {}
+    for t in np.flatnonzero(~banned).tolist():
+        same = np.array_equal(bucket.sorted_slots()[t], target)
+        for w, way in enumerate(assignments(bucket.pattern)):
+            new, old = target[way], bucket.elements[t]
+            whole = share @ (metric.whole[new] - metric.whole[old])
+            vote = bucket.weight[t] - (weights @ metric.cost[new, old] + whole @ whole) / metric.width
+            if same and own_composition and (new == old).all():
+                vote = 100 - np.nan_to_num(bucket.stability[t], nan=1.0)
+            elif same and not own_composition:
+                continue
+            votes.setdefault((int(bucket.label[t]), int(bucket.classes[t, w])), []).append((vote, t, w))
+    return votes
 
 
 def test_elements_go_where_their_like_are() -> None:

@@ -24,10 +24,12 @@ _NEAREST = 1e-3
 def plain_index(table: pa.Table) -> TemplateIndex:
     """Templates whose nearest is proposed first; of equally near ones the more stable (e_above_hull).
 
-    Supercells come after all that need none.
+    Supercells come after all that need none; structures with another number of elements are not asked.
     """
     index = TemplateIndex.build(table, Templates(distance="mendeleev", exclude="composition"))
-    return replace(index, metric=replace(index.metric, width=_NEAREST), instability=1.0, supercell=_LAST)
+    return replace(
+        index, metric=replace(index.metric, width=_NEAREST), instability=1.0, supercell=_LAST, recoloured=np.inf
+    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from dao_pipeline.config import Templates
 from dao_pipeline.crystals.table import read_table, replacing, write_table, write_text
 from dao_pipeline.errors import UserError
-from dao_pipeline.templates.index import SUPERCELL, TemplateIndex
+from dao_pipeline.templates.index import RECOLOURED, SUPERCELL, TemplateIndex
 from dao_pipeline.templates.metric import Metric
 from dao_pipeline.templates.patterns import Pattern
 from dao_pipeline.templates.volume import VolumeModel
@@ -42,7 +42,7 @@ def save(index: TemplateIndex, folder: Path, about: dict[str, Any]) -> None:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
     metric = {"name": index.metric.name, "width": index.metric.width, "power": index.metric.power}
     note = {"format": _FORMAT, "settings": index.settings.model_dump(mode="json"), "metric": metric}
-    note |= {"instability": index.instability, "supercell": index.supercell}
+    note |= {"instability": index.instability, "supercell": index.supercell, "recoloured": index.recoloured}
     write_text(folder / "index.json", json.dumps(note, indent=1) + "\n")
 
 
@@ -70,6 +70,7 @@ def load(folder: Path) -> TemplateIndex:
         volume=VolumeModel(arrays["volume.elements"], arrays["volume.pairs"]),
         instability=note["instability"],
         supercell=note.get("supercell", SUPERCELL),
+        recoloured=note.get("recoloured", RECOLOURED),
     )
 
 

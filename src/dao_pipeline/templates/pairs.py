@@ -6,6 +6,7 @@ The table teaches a generator how templates err (``process.flow``); its statisti
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,7 @@ def pair_table(index: TemplateIndex, max_rmse: float) -> pa.Table:
     Rows: id (of the crystal), source, the template's structure in the crystal's cell and order of atoms,
     template_id, template_distance, template_rmse (up to ``max_rmse``) and template_strain (``align``).
     """
+    index = replace(index, recoloured=np.inf)  # for the one crystal in a hundred without any other template
     crystals, ids = index.flat, index.table["id"].to_pylist()
     formula = index.table["formula"].to_pylist()
     rows: list[int] = []

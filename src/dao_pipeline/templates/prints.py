@@ -32,8 +32,31 @@ def slot_prints(flat: FlatCrystals, rows: np.ndarray, elements: np.ndarray, patt
 
     Entry (i, j): mean and standard deviation over the atoms of slot i of their distances to atoms of slot j.
     """
-    size, slots = sum(pattern), len(pattern)
+    slots = len(pattern)
     result = np.empty((len(rows), slots, slots, 2 * NEIGHBOURS), dtype=np.float32)
+    starts = np.cumsum((0, *pattern))
+    for some, _, nearest in _nearest(flat, rows, elements, pattern):
+        for i, (first, last) in enumerate(pairwise(starts)):
+            result[some, i, :, :NEIGHBOURS] = nearest[:, first:last].mean(1)
+            result[some, i, :, NEIGHBOURS:] = nearest[:, first:last].std(1)
+    return result
+
+
+def site_prints(flat: FlatCrystals, rows: np.ndarray, elements: np.ndarray, pattern: Pattern) -> np.ndarray:
+    """(r, n, s, 10) float32: distances from each atom, in the order of the cell, to the nearest of each slot."""
+    result = np.empty((len(rows), sum(pattern), len(pattern), NEIGHBOURS), dtype=np.float32)
+    for some, order, nearest in _nearest(flat, rows, elements, pattern):
+        result[some[:, None], order] = nearest
+    return result
+
+
+def _nearest(
+    flat: FlatCrystals, rows: np.ndarray, elements: np.ndarray, pattern: Pattern
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Pieces (m,) of the crystals ``rows``, their atoms in order of slots (m, n), and the sorted distances from
+    each to the nearest atoms of each slot (m, n, s, 10).
+    """
+    size = sum(pattern)
     atoms = flat.atoms_of(rows)
     order = slot_atoms(flat.numbers[atoms], elements)
     frac = flat.frac[np.take_along_axis(atoms, order, 1)]
@@ -41,8 +64,7 @@ def slot_prints(flat: FlatCrystals, rows: np.ndarray, elements: np.ndarray, patt
     lattice = lattice / np.cbrt(volumes(lattice) / size)[:, None, None]
     for some, shifts in _of_equal_reach(lattice, size):
         distances = _distances(lattice[some], frac[some], shifts)
-        result[some] = _averages(distances, pattern)
-    return result
+        yield some, order[some], _per_slot(distances, pattern)
 
 
 def _of_equal_reach(lattice: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -63,16 +85,13 @@ def _distances(lattice: np.ndarray, frac: np.ndarray, shifts: np.ndarray) -> np.
     return np.sqrt(np.clip(squared_distances(frac, lattice, shifts), 0.0, RADIUS**2)).astype(np.float32)
 
 
-def _averages(distances: np.ndarray, pattern: Pattern) -> np.ndarray:
+def _per_slot(distances: np.ndarray, pattern: Pattern) -> np.ndarray:
+    """(m, n, s, 10) the smallest of distances (m, n, n, S) to the atoms of each slot."""
     m, n = distances.shape[:2]
-    starts = np.cumsum((0, *pattern))
-    result = np.empty((m, len(pattern), len(pattern), 2 * NEIGHBOURS), dtype=np.float32)
-    for j, (start, end) in enumerate(pairwise(starts)):
+    result = np.empty((m, n, len(pattern), NEIGHBOURS), dtype=np.float32)
+    for j, (start, end) in enumerate(pairwise(np.cumsum((0, *pattern)))):
         to = distances[:, :, start:end].reshape(m, n, -1)
         if to.shape[2] < NEIGHBOURS:
             to = np.concatenate([to, np.full((m, n, NEIGHBOURS - to.shape[2]), RADIUS, np.float32)], axis=2)
-        nearest = np.sort(np.partition(to, NEIGHBOURS - 1, 2)[:, :, :NEIGHBOURS], axis=2)
-        for i, (first, last) in enumerate(pairwise(starts)):
-            result[:, i, j, :NEIGHBOURS] = nearest[:, first:last].mean(1)
-            result[:, i, j, NEIGHBOURS:] = nearest[:, first:last].std(1)
+        result[:, :, j] = np.sort(np.partition(to, NEIGHBOURS - 1, 2)[:, :, :NEIGHBOURS], axis=2)
     return result

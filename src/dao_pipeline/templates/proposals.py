@@ -15,10 +15,11 @@ class Proposals:
     """p proposals, sorted by composition, then by rank.
 
     composition: (p,) int64, which of the asked compositions. rank: (p,) int64 from 0, most probable first.
-    template: (p,) int64, row of the index's table; template_id: (p,) its ids (object array of str).
+    template: (p,) int64, row of the index's table; template_id: (p,) its ids (object array of str). recoloured:
+    (p,) bool, the template has another number of elements on these sites (``recolour``).
     structure_type: (p,) int64, label in the index; no two proposals of one composition have the same type with
     equivalent assignments of elements.
-    distance: (p,) float64 to the nearest template of the type, in units of the index's metric.
+    distance: (p,) float64 to the template, in units of the index's metric.
     probability: (p,) float64, the type's share of all votes for the composition, 0 to 1.
     votes: (p,) int64, templates of the type (those left out do not count).
     known: (p,) bool, a known crystal of this composition, unchanged; these come first, with distance 0.
@@ -36,6 +37,7 @@ class Proposals:
     votes: np.ndarray
     known: np.ndarray
     multiple: np.ndarray
+    recoloured: np.ndarray
     crystals: FlatCrystals
 
     def __len__(self) -> int:
