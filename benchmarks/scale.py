@@ -88,9 +88,11 @@ def _neutral(cations: dict[str, int], elements: set[str], max_atoms: int) -> Ite
 
 
 def campaign(args: argparse.Namespace) -> dict[str, Any]:
-    """The campaign's settings."""
+    """The campaign's settings; its compositions are written to a file beside it."""
     table = Path(args.crystals) if args.crystals else EMBEDDED_PATH
     formulas = neutral_formulas(elements_in(table), ceil(args.candidates / args.samples))
+    asked = Path(args.out).resolve() / "formulas.csv"
+    write_text(asked, "\n".join(["formula,formula_units", *(f"{formula},1" for formula in formulas), ""]))
     training = {"steps": args.training_steps, **TRAINED, "validate_every": args.training_steps}
     values: dict[str, Any] = {
         "name": "scale",
@@ -101,7 +103,7 @@ def campaign(args: argparse.Namespace) -> dict[str, Any]:
         "pretrain": {"stages": 0},
         "finetune": {"crystals": "all", "training": training},
         "generate": {
-            "compositions": [{"formula": formula, "formula_units": 1} for formula in formulas],
+            "files": [str(asked)],
             "samples": args.samples,
             "shard_compositions": args.shard_compositions,
             "round_samples": args.samples,
@@ -165,6 +167,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the campaign, print its tables, write scale.json."""
     out = Path(args.out).resolve()
     settings = campaign(args)
+    compositions = ceil(args.candidates / args.samples)
     file = out / "scale.yaml"
     write_text(file, yaml.safe_dump(settings, sort_keys=False))
     command = snakemake(file, out, "screen_candidates", "--cores", args.cores)
@@ -179,8 +182,8 @@ def run(args: argparse.Namespace) -> None:
         raise SystemExit(f"Snakemake ended with {code}: see {out / 'snakemake.log'}")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     measured = {
-        "candidates": len(settings["generate"]["compositions"]) * args.samples,
-        "compositions": len(settings["generate"]["compositions"]),
+        "candidates": compositions * args.samples,
+        "compositions": compositions,
         "settings": {name: value for name, value in vars(args).items() if name != "command"},
         "cores": args.cores,
         "wall_s": wall,

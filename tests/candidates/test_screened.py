@@ -70,6 +70,14 @@ def gather(folder: Path, **screen: Any) -> list[dict[str, Any]]:
     return read_table(folder / "screened.parquet").to_pylist()
 
 
+def test_passports_of_the_shards_are_joined(folder: Path) -> None:
+    passport = {"name": "references.parquet", "model": "dao_p", "levels_of_theory": ["PBE"]}
+    rewrite(folder, 0, lambda table: table, hull=passport)
+    rewrite(folder, 2, lambda table: table, hull=passport | {"levels_of_theory": ["PBE+U", "PBE"]})
+    gather(folder)
+    assert read_about(folder / "screened.parquet")["hull"] == passport | {"levels_of_theory": ["PBE", "PBE+U"]}
+
+
 def exported(folder: Path) -> list[str]:
     with zipfile.ZipFile(folder / "top.zip") as archive:
         return [name.removesuffix(".cif") for name in archive.namelist()]

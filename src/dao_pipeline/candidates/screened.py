@@ -94,16 +94,26 @@ def _number(path: Path) -> int:
 
 
 def _common(files: Sequence[Path]) -> dict[str, Any]:
-    """What all shards say about their screening."""
+    """What all shards say about their screening, and the passport of the hull."""
     keys = ("symprec", "training", "references", "settings")
     first = read_about(files[0])
+    hull = first.get("hull")
     for path in files[1:]:
         about = read_about(path)
+        hull = _same_hull(hull, about.get("hull"))
         if differing := [key for key in keys if about.get(key) != first.get(key)]:
             raise UserError(
                 f"{path}: was screened with other {', '.join(differing)} than {files[0].name}. Rerun screen_shard."
             )
-    return {"screening" if key == "settings" else key: first.get(key) for key in keys}
+    return {"hull": hull} | {"screening" if key == "settings" else key: first.get(key) for key in keys}
+
+
+def _same_hull(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The passport of both: each shard names the levels of theory of the phases that it needed."""
+    if one is None or other is None:
+        return one or other
+    levels = {*one.get("levels_of_theory", ()), *other.get("levels_of_theory", ())}
+    return {**one, "levels_of_theory": sorted(levels)}
 
 
 def _schema(files: Sequence[Path]) -> pa.Schema:
