@@ -247,7 +247,7 @@ def _largest(score: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of the ``k`` largest finite entries of each row, largest first, of equal ones the first."""
     k = min(k, score.shape[1])
     least = np.partition(score, score.shape[1] - k, axis=1)[:, score.shape[1] - k, None]
-    row, column = np.nonzero((score >= least) & (score > -np.inf))
+    row, column = np.divmod(np.flatnonzero((score >= least) & (score > -np.inf)), score.shape[1])
     order = np.lexsort((column, -score[row, column], row))
     row, column = row[order], column[order]
     first = np.arange(len(row)) - np.searchsorted(row, row) < k
