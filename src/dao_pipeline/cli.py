@@ -224,11 +224,13 @@ def propose_templates(
 def generate_candidates(
     config: ConfigFile,
     plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
-    generator: Annotated[Path, typer.Option(help="DAO-G model directory")],
-    energy_model: Annotated[Path, typer.Option(help="DAO-P model directory, for guidance")],
     shard: Annotated[int, typer.Option(min=0, help="number of the shard")],
     out: OutFile,
     work: WorkDir,
+    generator: Annotated[
+        Path | None, typer.Option(help="DAO-G model directory [default: only templates give crystals]")
+    ] = None,
+    energy_model: Annotated[Path | None, typer.Option(help="DAO-P model directory, for guidance")] = None,
     templates: Annotated[Path | None, typer.Option(help="table written by propose-templates")] = None,
 ) -> None:
     """Generate the crystals of one shard, guided by DAO-P, or make them from templates."""
@@ -241,16 +243,15 @@ def generate_candidates(
 def train_ranker(
     config: ConfigFile,
     crysdb: CrysdbDir,
-    energy_model: Annotated[Path, typer.Option(help="DAO-P model directory")],
+    templates: Annotated[Path, typer.Option(help="folder written by index-templates")],
     out: OutDir,
-    templates: Annotated[
-        Path | None, typer.Option(help="template index of the training split [default: made anew]")
-    ] = None,
+    work: WorkDir,
+    energy_model: Annotated[Path | None, typer.Option(help="DAO-P model directory, for ranking.energy")] = None,
 ) -> None:
     """Learn how likely each candidate is the ground state of its composition."""
     from dao_pipeline.ranking.train import train_ranker as run
 
-    run(_campaign(config), crysdb, energy_model, out, templates)
+    run(_campaign(config), crysdb, templates, out, work, energy_model)
 
 
 @command
@@ -259,8 +260,8 @@ def screen_candidates(
     plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
     generated: Annotated[Path, typer.Option(help="folder of shards")],
     crysdb: CrysdbDir,
-    energy_model: Annotated[Path, typer.Option(help="DAO-P model directory")],
     out: OutFile,
+    energy_model: Annotated[Path | None, typer.Option(help="DAO-P model directory [default: no energies]")] = None,
     ranker: Annotated[
         Path | None, typer.Option(help="directory written by train-ranker [default: rank by predicted energy]")
     ] = None,
@@ -276,8 +277,10 @@ def evaluate(
     config: ConfigFile,
     screened: Annotated[Path, typer.Option(help="table written by screen-candidates")],
     crysdb: CrysdbDir,
-    energy_model: Annotated[Path, typer.Option(help="DAO-P model directory, ranks the baselines")],
     out: OutDir,
+    energy_model: Annotated[
+        Path | None, typer.Option(help="DAO-P model directory, ranks the baselines [default: no energies]")
+    ] = None,
 ) -> None:
     """Compare candidates with the known crystals of the test split, beside two baselines."""
     from dao_pipeline.evaluation.evaluate import evaluate as run

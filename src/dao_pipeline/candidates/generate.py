@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dao_pipeline.candidates.from_templates import template_rows
-from dao_pipeline.candidates.made import as_candidates
+from dao_pipeline.candidates.made import as_candidates, without_crystals
 from dao_pipeline.candidates.plan import PLAN_COLUMNS
 from dao_pipeline.config import Campaign, Generate, stage_settings
 from dao_pipeline.crystals.dataset import size_batches
@@ -43,8 +43,8 @@ _log = logging.getLogger("dao_pipeline")
 def generate_candidates(
     campaign: Campaign,
     plan: Path,
-    generator: Path,
-    energy_model: Path,
+    generator: Path | None,
+    energy_model: Path | None,
     shard: int,
     out: Path,
     work: Path,
@@ -52,18 +52,17 @@ def generate_candidates(
 ) -> None:
     """Generate the rows of ``plan`` that belong to ``shard``; one row each in ``out``, whatever happens.
 
-    Those with a row in ``templates`` are made from it, all others generated. A shard beyond the plan is an empty
+    Those with a row in ``templates`` are made from it, all others generated; without a ``generator`` they have no
+    crystal, and templates stay as they are. energy_model: DAO-P, for guidance. A shard beyond the plan is an empty
     table. Raises ContinueLater when interrupted, and UserError for models that
     do not fit each other or the settings.
     """
     settings = campaign.generate
     table = read_table(plan, list(PLAN_COLUMNS))
     rows = table.filter(pc.equal(table["shard"], shard)).combine_chunks()
-    inputs = {
-        "plan": plan,
-        "generator": generator / "model.safetensors",
-        "energy_model": energy_model / "model.safetensors",
-    }
+    named = {"generator": generator, "energy_model": energy_model}
+    models = {name: folder for name, folder in named.items() if folder is not None}
+    inputs = {"plan": plan, **{name: folder / "model.safetensors" for name, folder in models.items()}}
     about = provenance(
         "generate_candidates",
         campaign=campaign.name,
@@ -71,23 +70,16 @@ def generate_candidates(
         inputs=inputs,
         shard=shard,
         seed=campaign.seed,
-        training={"generator": training_of(generator), "energy_model": training_of(energy_model)},
+        training={name: training_of(folder) for name, folder in models.items()},
     )
     if templates is not None:
         inputs["templates"] = templates
     hashes = {name: file_hash(inputs[name]) for name in inputs if name != "plan"}
     identity = {"models": hashes, "settings": about["settings_hash"], "ids": rows["id"].to_pylist()}
     device = pick_device()
-    dao_g = load_model(generator, device)
-    if dao_g.about.kind != "dao_g":
-        raise UserError(f"{generator}: a {dao_g.about.kind} model cannot generate; name a DAO-G directory.")
-    dao_p = load_energy_model(energy_model, device) if settings.guidance_scale > 0 else None
-    if dao_p is not None:
-        require_same_process(dao_g, generator, dao_p, energy_model)
-    try:
+    dao_g, dao_p = load_models(generator, energy_model, settings, device)
+    if dao_g is not None:
         about["sampling"] = settings.sampling(dao_g.process)._asdict()
-    except ValueError as error:
-        raise UserError(f"{generator}: {error}. Change the setting, or the model.") from None
     proposed = None if templates is None else read_table(templates)
     batches = _batches(rows, proposed, settings.batch_atoms)
     parts: list[Path] = []
@@ -97,7 +89,10 @@ def generate_candidates(
             if not is_finished(part, identity):
                 kind, number = name.split("-")
                 batch = rows.take(indices)
-                if kind == "batch":
+                if kind == "batch" and dao_g is None:
+                    made = without_crystals(batch)
+                elif kind == "batch":
+                    assert dao_g is not None
                     seed = stage_seed(campaign.seed, f"generate:{shard}:{int(number)}")
                     made = generate_rows(batch, dao_g, dao_p, settings, seed)
                 else:
@@ -131,6 +126,33 @@ def _batches(rows: pa.Table, proposed: pa.Table | None, batch_atoms: int) -> dic
         for number, indices in enumerate(size_batches(sizes[chosen], batch_atoms) if len(chosen) else []):
             batches[f"{kind}-{number:05d}"] = chosen[indices]
     return batches
+
+
+def load_models(
+    generator: Path | None, energy_model: Path | None, settings: Generate, device: torch.device
+) -> tuple[DaoModel | None, DaoModel | None]:
+    """DAO-G, and DAO-P if it guides; None for what is not there or not needed.
+
+    Raises UserError for models that do not fit each other or the settings.
+    """
+    if generator is None:
+        return None, None
+    dao_g = load_model(generator, device)
+    if dao_g.about.kind != "dao_g":
+        raise UserError(f"{generator}: a {dao_g.about.kind} model cannot generate; name a DAO-G directory.")
+    try:
+        settings.sampling(dao_g.process)
+    except ValueError as error:
+        raise UserError(f"{generator}: {error}. Change the setting, or the model.") from None
+    if settings.guidance_scale == 0:
+        return dao_g, None
+    if energy_model is None:
+        raise UserError(
+            f"generate.guidance_scale is {settings.guidance_scale:g}: name a DAO-P with --energy-model."
+        )
+    dao_p = load_energy_model(energy_model, device)
+    require_same_process(dao_g, generator, dao_p, energy_model)
+    return dao_g, dao_p
 
 
 def require_same_process(generator: DaoModel, generator_at: Path, energy_model: DaoModel, energy_at: Path) -> None:

@@ -14,6 +14,9 @@ from dao_pipeline.crystals.flat import FlatCrystals, list_values, structure_colu
 from dao_pipeline.crystals.geometry import cell_parameters, lattices_from_parameters
 from dao_pipeline.crystals.schema import COLUMNS
 
+NO_TEMPLATE = "no_template"
+"""Status of a candidate that was to be made from a template where none is left, and nothing generates freely."""
+
 
 def as_candidates(
     rows: pa.Table,
@@ -59,6 +62,15 @@ def as_candidates(
         "template_distance": [None] * len(counts),
     }
     return set_columns(rows, {**made, **(columns_of_origin or {})})
+
+
+def without_crystals(rows: pa.Table) -> pa.Table:
+    """The plan's rows where there is no template, in a campaign without DAO-G: each with that status."""
+    for name in ("frac_coords", "lattice"):
+        rows = rows.append_column(name, pa.nulls(rows.num_rows, COLUMNS[name].type))
+    values = {"source": "template", "status": NO_TEMPLATE}
+    columns = ("source", "status", "guidance_scale", "origin", "template_id", "template_distance")
+    return set_columns(rows, {name: [values.get(name)] * rows.num_rows for name in columns})
 
 
 def set_columns(rows: pa.Table, columns: Mapping[str, Sequence[Any] | pa.Array]) -> pa.Table:

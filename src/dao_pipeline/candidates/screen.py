@@ -45,20 +45,23 @@ def screen_candidates(
     plan: Path,
     generated: Path,
     crysdb: Path,
-    energy_model: Path,
+    energy_model: Path | None,
     out: Path,
     ranker: Path | None = None,
 ) -> None:
     """Write the screened table, and ``top.zip`` with CIF files beside it.
 
-    ranker: what ``train_ranker`` wrote; None: candidates are ranked by predicted energy.
+    energy_model: DAO-P; None: ``energy_pred`` is null. ranker: what ``train_ranker`` wrote; None: candidates are
+    ranked by predicted energy.
 
     Raises UserError where the shards in ``generated`` are not exactly the plan.
     """
     from dao_pipeline.energy.predict import predict_with_std
 
     table = gather_shards(read_table(plan), generated)
-    energies, std = predict_with_std(energy_model, table, batch_atoms=campaign.generate.batch_atoms)
+    energies, std = np.full(table.num_rows, np.nan), None
+    if energy_model is not None:
+        energies, std = predict_with_std(energy_model, table, batch_atoms=campaign.generate.batch_atoms)
     table = check_geometry(table, campaign.screen)
     table = set_column(table, "energy_pred", [float(e) if isfinite(e) else None for e in energies])
     if std is not None:
@@ -66,7 +69,9 @@ def screen_candidates(
     references = read_references(crysdb, set(table["formula"].to_pylist()))
     threads = campaign.compute.cpu.threads
     probabilities, training = None, read_about(generated).get("training")
-    inputs = {"plan": plan, "generated": generated, "crysdb": crysdb, "energy_model": energy_model}
+    inputs = {"plan": plan, "generated": generated, "crysdb": crysdb}
+    if energy_model is not None:
+        inputs["energy_model"] = energy_model
     if ranker is not None:
         probabilities = predict_probabilities(ranker, table, threads)
         inputs["ranker"] = ranker

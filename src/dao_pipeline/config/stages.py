@@ -57,8 +57,8 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "generate.template_noise",
         "seed",
     ),
-    "train_ranker": ("ranking", "templates", "screen.symprec", "seed"),
-    "screen_candidates": ("screen", "ranking.enabled", "ranking.model", "ranking.matcher"),
+    "train_ranker": ("ranking", "screen.symprec", "seed"),
+    "screen_candidates": ("screen", "ranking.model", "ranking.matcher"),
     "evaluate": (
         "evaluate",
         "generate.compositions",
