@@ -118,6 +118,7 @@ class Results:
     samples: pd.DataFrame | None
     targets: pd.DataFrame | None
     rates: pd.DataFrame | None
+    by_distance: pd.DataFrame | None
     validation: pd.DataFrame | None
     timings: list[Timing]
 
@@ -154,6 +155,9 @@ def load_results(folder: Path) -> Results:
         samples=read_frame(folder / "evaluation" / "samples.parquet", (*key, "sample", "matched", "rmse")),
         targets=read_frame(folder / "evaluation" / "targets.parquet", (*key, "found", "rmse")),
         rates=read_frame(folder / "evaluation" / "summary.parquet", ("method", "k", "match_rate", "low", "high")),
+        by_distance=read_frame(
+            folder / "evaluation" / "by_distance.parquet", ("nearest", "k", "match_rate", "low", "high", "n")
+        ),
         validation=read_frame(folder / "validation", ("id", "status")),
         timings=_timings(folder / "timings"),
     )
