@@ -98,13 +98,13 @@ def test_composition_of_the_given_test_is_not_trained_on(tmp_path: Path) -> None
 
 def named(count: int, source: str) -> list[Crystal]:
     """Binaries of one source, each twice: the second a polymorph of the first."""
-    first = [binary(i, source=source, split="train") for i in range(count)]
-    first = [replace(c, id=f"{source}:{c.id}") for c in first]
+    first = [binary(i, split="train") for i in range(count)]
+    first = [replace(c, id=f"{source}:{c.id}", source=source) for c in first]
     return first + [replace(c, id=f"{c.id}-b", lattice=c.lattice * 1.08) for c in first]
 
 
 def test_crystals_are_held_out_with_all_of_their_compositions(tmp_path: Path) -> None:
-    crystals = named(60, "wanted") + [replace(binary(i, source="more"), id=f"more:{i}") for i in range(128)]
+    crystals = named(60, "wanted") + [replace(binary(i), id=f"more:{i}", source="more") for i in range(128)]
     tables = build(tmp_path, crystals, crysdb={"held_out": {"wanted": 20}} | OFF)
     test = tables["test"]
     assert len(test) == 20

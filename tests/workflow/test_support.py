@@ -149,6 +149,12 @@ def test_the_test_split_grows_by_shards() -> None:
     assert planned_shard(small, 1) != planned_shard(large, 1)
 
 
+class Wildcards(dict[str, str]):
+    """As Snakemake gives them: a mapping whose values are attributes too."""
+
+    __getattr__ = dict.__getitem__
+
+
 @pytest.mark.parametrize(
     ("values", "stage", "folder"),
     [
@@ -165,7 +171,7 @@ def test_models_of_a_campaign_and_those_it_does_without(
     values: dict[str, object], stage: str, folder: str | None
 ) -> None:
     campaigns = Campaigns({"x": parse_campaign({"name": "x"} | values, "x")})
-    wildcards = SimpleNamespace(campaign="x")
+    wildcards = Wildcards(campaign="x")
     assert campaigns.model(stage)(wildcards) == ([] if folder is None else [f"{folder}/model.safetensors"])
     told = campaigns.model_option("--model", stage)(wildcards)
     assert shlex.split(told) == ([] if folder is None else ["--model", folder])
@@ -174,8 +180,8 @@ def test_models_of_a_campaign_and_those_it_does_without(
 def test_the_ranker_reads_energies_only_where_it_weighs_them() -> None:
     for energy, files in ((False, []), (True, ["results/x/models/dao_p/model.safetensors"])):
         campaigns = Campaigns({"x": parse_campaign({"name": "x", "ranking": {"energy": energy}}, "x")})
-        assert campaigns.weighing_model(SimpleNamespace(campaign="x")) == files
-        assert bool(campaigns.weighing_option(SimpleNamespace(campaign="x"))) == energy
+        assert campaigns.weighing_model(Wildcards(campaign="x")) == files
+        assert bool(campaigns.weighing_option(Wildcards(campaign="x"))) == energy
 
 
 # Code of the stages
