@@ -18,6 +18,7 @@ wildcard_constraints:
     campaign=campaigns.pattern,
     job=r"\d+",
     shard=r"\d+",
+    round=r"\d+",
     number=r"\d+",
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from dao_pipeline.candidates.compositions import Requested
 from dao_pipeline.candidates.generate import generate_rows
+from dao_pipeline.candidates.made import set_columns
 from dao_pipeline.candidates.plan import plan_table
 from dao_pipeline.config import Campaign, Generate, Matcher
 from dao_pipeline.crysdb.build import build_crysdb
@@ -79,12 +81,15 @@ def generate_for(
         for c in from_table(known)
     ]
     rows = plan_table(asked, 1, 10**9)
+    met: Counter[str] = Counter()  # polymorphs are candidates of one composition
+    samples = []
+    for composition in rows["composition"].to_pylist():
+        samples.append(met[composition])
+        met[composition] += 1
+    rows = set_columns(rows, {"sample": samples})
     sizes = rows["num_atoms"].to_numpy().astype(np.int64)
     batches = size_batches(sizes, settings.batch_atoms)
-    parts = [
-        generate_rows(rows.take(indices), model, energy_model, settings, seed * 100_003 + number)
-        for number, indices in enumerate(batches)
-    ]
+    parts = [generate_rows(rows.take(indices), model, energy_model, settings, seed) for indices in batches]
     return pa.concat_tables(parts).take(np.argsort(np.concatenate(batches)))
 
 

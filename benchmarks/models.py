@@ -34,6 +34,7 @@ from dao_pipeline.config import Backbone, Process
 from dao_pipeline.model.dao import About, DaoModel
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.process.diffusion import Diffusion
+from dao_pipeline.process.noise_stream import Candidates
 from dao_pipeline.process.objective import GeneratorObjective
 from dao_pipeline.process.sampler import sample
 from plain import PlainCrysformer
@@ -229,6 +230,7 @@ def make_step(args: argparse.Namespace, model: DaoModel, batch: Data, work: str)
     """One unit of ``work`` on ``batch``."""
     layout = Layout.from_ptr(batch.ptr)
     generator = torch.Generator(args.device).manual_seed(0)
+    noise = Candidates.of(0, [""] * layout.num_crystals, range(layout.num_crystals)).noise(layout)
     objective = GeneratorObjective()
     parameters = list(model.crysformer.parameters())
 
@@ -250,7 +252,7 @@ def make_step(args: argparse.Namespace, model: DaoModel, batch: Data, work: str)
     def sampling(steps: int) -> None:
         assert isinstance(model.schedule, Diffusion)
         with torch.no_grad():
-            sample(denoise, layout, model.schedule, steps=steps, generator=generator)
+            sample(denoise, layout, model.schedule, steps=steps, noise=noise)
 
     def relaxation() -> None:
         coords, lattice = batch.frac_coords.requires_grad_(), batch.lattice.requires_grad_()

@@ -29,11 +29,12 @@ from dao_pipeline.candidates.plan import plan_table
 from dao_pipeline.config import Generate, Relax, Templates
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.dataset import size_batches
-from dao_pipeline.crystals.flat import FlatCrystals, flatten
+from dao_pipeline.crystals.flat import FlatCrystals, flatten, formulas
 from dao_pipeline.crystals.table import read_table
 from dao_pipeline.energy.predict import load_energy_model
 from dao_pipeline.energy.relax import relax
-from dao_pipeline.model.dao import load_model
+from dao_pipeline.model.dao import DaoModel, load_model
+from dao_pipeline.process.noise_stream import Candidates
 from dao_pipeline.templates.files import load, save
 from dao_pipeline.templates.index import TemplateIndex
 from held_out import STOL, rmse_of_pairs
@@ -70,6 +71,12 @@ def in_batches(crystals: FlatCrystals, function: Callable[[FlatCrystals], FlatCr
         made = function(crystals.select(chosen))
         frac[np.repeat(chosen, crystals.counts)], lattice[chosen] = made.frac, made.lattice
     return FlatCrystals(numbers=crystals.numbers, frac=frac, lattice=lattice, counts=crystals.counts)
+
+
+def refined(model: DaoModel, settings: Generate, crystals: FlatCrystals) -> FlatCrystals:
+    """What DAO-G makes of templates; each has noise of its own."""
+    candidates = Candidates.of(1, formulas(crystals), range(len(crystals)))
+    return refine_templates(crystals, model, settings, candidates)
 
 
 def crystals_of(flat: FlatCrystals) -> list[Crystal]:
@@ -114,7 +121,7 @@ def refine(
     for name, settings in REFINEMENTS.items():
         how = Generate.model_validate(settings)
         started = time.process_time()
-        made = in_batches(proposed.crystals, partial(refine_templates, generator=model, settings=how, seed=1))
+        made = in_batches(proposed.crystals, partial(refined, model, how))
         row(name, compared(made), base, (time.process_time() - started) / len(proposed))
     if energy_model is not None:
         dao_p = load_energy_model(energy_model)
@@ -171,7 +178,7 @@ def budget(
     asked = [Requested(c.formula, c.formula, tuple(sorted(c.atomic_numbers.tolist()))) for c in known]
     rows = plan_table(asked, candidates, 10**9)
     batches = size_batches(rows["num_atoms"].to_numpy().astype(np.int64), 3000)
-    parts = [generate_rows(rows.take(b), model, None, settings, n) for n, b in enumerate(batches)]
+    parts = [generate_rows(rows.take(b), model, None, settings, 1) for b in batches]
     made = pa.concat_tables(parts).take(np.argsort(np.concatenate(batches)))
     sound = np.array([status == "ok" for status in made["status"].to_pylist()])
     places = np.flatnonzero(sound)

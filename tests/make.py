@@ -14,6 +14,8 @@ from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, COVALENT_RADIUS
 from dao_pipeline.crystals.flat import FlatCrystals
 from dao_pipeline.crystals.table import write_table
+from dao_pipeline.model.layout import Layout
+from dao_pipeline.process.noise_stream import Candidates, NoiseStream
 
 METALS = ("Li", "Na", "K", "Mg", "Ca", "Sr", "Ti", "Zr", "Fe", "Co", "Ni", "Cu", "Zn", "Al", "Ga", "Sn")
 ANIONS = ("O", "S", "Se", "F", "Cl", "Br", "N", "P")
@@ -80,3 +82,9 @@ def shared_data(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"no {name} (set DAO_SHARED_DATA)")
     return path
+
+
+def noise_of(layout: Layout, seed: int = 0) -> NoiseStream:
+    """The noise of so many candidates of one composition."""
+    number = layout.num_crystals
+    return Candidates.of(seed, ["X"] * number, range(number)).noise(layout)

@@ -200,11 +200,14 @@ def plan_candidates(
     crysdb: CrysdbDir,
     out: OutFile,
     shard: Annotated[int | None, typer.Option(min=0, help="write the rows of this shard only")] = None,
+    round_number: Annotated[
+        int | None, typer.Option("--round", min=0, help="write the rows of this round only")
+    ] = None,
 ) -> None:
-    """Write one row per candidate to generate, with its shard."""
+    """Write one row per candidate to make, with its shard and round."""
     from dao_pipeline.candidates.plan import plan_candidates as run
 
-    run(_campaign(config), crysdb, out, shard=shard)
+    run(_campaign(config), crysdb, out, shard=shard, round_number=round_number)
 
 
 @command
@@ -224,7 +227,6 @@ def propose_templates(
 def generate_candidates(
     config: ConfigFile,
     plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
-    shard: Annotated[int, typer.Option(min=0, help="number of the shard")],
     out: OutFile,
     work: WorkDir,
     generator: Annotated[
@@ -233,10 +235,27 @@ def generate_candidates(
     energy_model: Annotated[Path | None, typer.Option(help="DAO-P model directory, for guidance")] = None,
     templates: Annotated[Path | None, typer.Option(help="table written by propose-templates")] = None,
 ) -> None:
-    """Generate the crystals of one shard, guided by DAO-P, or make them from templates."""
+    """Generate the crystals of a plan, guided by DAO-P, or make them from templates."""
     from dao_pipeline.candidates.generate import generate_candidates as run
 
-    run(_campaign(config), plan, generator, energy_model, shard, out, work, templates)
+    run(_campaign(config), plan, generator, energy_model, out, work, templates)
+
+
+@command
+def trajectory(
+    config: ConfigFile,
+    plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
+    generator: Annotated[Path, typer.Option(help="DAO-G model directory")],
+    energy_model: Annotated[Path, typer.Option(help="DAO-P model directory, for guidance")],
+    ids: Annotated[list[str], typer.Option("--id", help="candidate, e.g. cand:0:3; as often as you like")],
+    out: OutDir,
+    templates: Annotated[Path | None, typer.Option(help="table written by propose-templates")] = None,
+) -> None:
+    """Draw chosen candidates again and write each step of them as extended XYZ."""
+    from dao_pipeline.candidates.trajectory import write_trajectories as run
+
+    for path in run(_campaign(config), plan, generator, energy_model, ids, out, templates):
+        typer.echo(path)
 
 
 @command
@@ -255,21 +274,43 @@ def train_ranker(
 
 
 @command
-def screen_candidates(
+def sort_references(crysdb: CrysdbDir, out: OutFile) -> None:
+    """Write the known crystals sorted by formula, so that those of some formulas are found without reading all."""
+    from dao_pipeline.candidates.references import sort_references as run
+
+    run(crysdb, out)
+
+
+@command
+def screen_shard(
     config: ConfigFile,
-    plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
-    generated: Annotated[Path, typer.Option(help="folder of shards")],
-    crysdb: CrysdbDir,
+    planned: Annotated[Path, typer.Option(help="folder of the shards' plans")],
+    generated: Annotated[Path, typer.Option(help="folder of the shards' candidates")],
+    shard: Annotated[int, typer.Option(min=0, help="number of the shard")],
+    references: Annotated[Path, typer.Option(help="known crystals, written by sort-references")],
     out: OutFile,
     energy_model: Annotated[Path | None, typer.Option(help="DAO-P model directory [default: no energies]")] = None,
     ranker: Annotated[
         Path | None, typer.Option(help="directory written by train-ranker [default: rank by predicted energy]")
     ] = None,
 ) -> None:
-    """Check, group, rank: one row per planned candidate, whatever happened to it; CIFs go into a zip beside it."""
-    from dao_pipeline.candidates.screen import screen_candidates as run
+    """Check, group, rank the candidates of a shard: one row for each planned, whatever happened to it."""
+    from dao_pipeline.candidates.screen_shard import screen_shard as run
 
-    run(_campaign(config), plan, generated, crysdb, energy_model, out, ranker)
+    run(_campaign(config), planned, generated, shard, references, energy_model, out, ranker)
+
+
+@command
+def screen_candidates(
+    config: ConfigFile,
+    plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
+    screened: Annotated[Path, typer.Option(help="folder of screened shards")],
+    out: OutFile,
+) -> None:
+    """Put the screened shards together, one row per planned candidate; the best go into a zip of CIFs."""
+    from dao_pipeline.candidates.screened import screen_candidates as run
+
+    run(_campaign(config), plan, screened, out)
 
 
 @command

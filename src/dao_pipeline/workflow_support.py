@@ -18,6 +18,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
+from dao_pipeline.candidates.compositions import asked_compositions, count_compositions
+from dao_pipeline.candidates.plan import planned_shards, shard_file
 from dao_pipeline.config import STAGE_SETTINGS, Campaign, Resources, expand_path, stage_settings
 from dao_pipeline.config.read import deep_merge, parse_campaign, read_yaml, variants
 from dao_pipeline.errors import UserError
@@ -172,8 +174,8 @@ class Campaigns(Mapping[str, Campaign]):
         return of
 
     def shard(self, wildcards: Any) -> str:
-        """What a shard of candidates holds, as JSON: when a campaign grows, full shards stay as they are."""
-        return planned_shard(self[wildcards.campaign], int(wildcards.shard))
+        """What a round of a shard holds, as JSON: when a campaign grows, what is full stays as it is."""
+        return planned_shard(self[wildcards.campaign], int(wildcards.shard), int(wildcards.round))
 
     # threads and resources
 
@@ -262,10 +264,20 @@ class Campaigns(Mapping[str, Campaign]):
         return "".join(f"--init {shlex.quote(str(Path(file).parent))}" for file in self.pretrained(wildcards))
 
     def proposed(self, wildcards: Any) -> list[str]:
-        """The templates of a shard's candidates, where the campaign makes some from templates."""
-        files = stage_files(self[wildcards.campaign], "propose_templates")
-        owner = self.owner("propose_templates", wildcards.campaign).name
-        return files and [f"results/{owner}/candidates/templates/shard-{wildcards.shard}.parquet"]
+        """The templates of a round's candidates, where the campaign makes some from templates."""
+        if not self[wildcards.campaign].generate.templates:
+            return []
+        return [self.at("propose_templates", "candidates/templates/shard-{shard}-{round}.parquet")(wildcards)]
+
+    def rounds(self, stage: str, folder: str) -> Callable[[Any], list[str]]:
+        """Files of all rounds of a shard."""
+
+        def of(wildcards: Any) -> list[str]:
+            owner = self.owner(stage, wildcards.campaign)
+            names = (shard_file(int(wildcards.shard), number) for number in range(owner.generate.rounds))
+            return [f"results/{owner.name}/{folder}/{name}" for name in names]
+
+        return of
 
     def stage_input(self, stage: str) -> Callable[[Any], list[str]]:
         """All files of ``stage`` in one campaign."""
@@ -362,10 +374,20 @@ REPORTED = (
 )
 """Stages whose files the report reads."""
 
-FAN_OUT = ("relax_dataset", "propose_templates", "generate_candidates", "validate_qe")
-"""Stages that write one file per job into a folder."""
+FAN_OUT = (
+    "relax_dataset",
+    "plan_shard",
+    "propose_templates",
+    "generate_candidates",
+    "screen_shard",
+    "validate_qe",
+)
+"""Rules that write one file per job into a folder."""
 
-RULES_OF_STAGE = {"pretrain_generator": ("pretrain_generator_stage1", "pretrain_generator_stage2")}
+RULES_OF_STAGE = {
+    "pretrain_generator": ("pretrain_generator_stage1", "pretrain_generator_stage2"),
+    "screen_candidates": ("screen_shard", "screen_candidates"),
+}
 """Stages that are more than one rule."""
 
 
@@ -384,12 +406,13 @@ def _read_by(campaign: Campaign, stage: str) -> tuple[str, ...]:
             return ("plan_candidates", "index_templates")
         case "pretrain_generator_stage1":
             return ("build_crysdb", *pairs)
-        case "relax_dataset" | "screen_candidates":
-            own: tuple[str, ...] = ()
-            if stage == "screen_candidates":
-                ranker = ("train_ranker",) if campaign.trains_ranker() else ()
-                own = ("plan_candidates", "generate_candidates", *ranker)
-            return (*energies, *own)
+        case "relax_dataset":
+            return ("train_energy_model",)
+        case "screen_shard":
+            ranker = ("train_ranker",) if campaign.trains_ranker() else ()
+            return ("plan_candidates", "generate_candidates", "sort_references", *energies, *ranker)
+        case "screen_candidates":
+            return ("plan_candidates", "screen_shard")
         case "train_ranker":
             return ("build_crysdb", "index_templates", *(energies if campaign.ranking.energy else ()))
         case "pretrain_generator_stage2":
@@ -408,7 +431,7 @@ def _read_by(campaign: Campaign, stage: str) -> tuple[str, ...]:
 
 
 def stage_files(campaign: Campaign, stage: str) -> list[str]:
-    """What ``stage`` writes for ``campaign``; nothing if the campaign does without it."""
+    """What ``stage``, or the rule ``plan_shard``, writes for ``campaign``; nothing if it does without it."""
     base = f"results/{campaign.name}"
     stages = _pretraining(campaign)
     match stage:
@@ -426,8 +449,8 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
         case "pair_templates":
             files = ["templates/pairs.parquet"] if campaign.generator.template_paths > 0 else []
         case "propose_templates":
-            number = _shards(campaign) if campaign.generate.templates > 0 else 0
-            files = [f"candidates/templates/shard-{shard:04d}.parquet" for shard in range(number)]
+            rounds = _rounds(campaign) if campaign.generate.templates > 0 else []
+            files = [f"candidates/templates/{name}" for name in rounds]
         case "relax_dataset":
             jobs = campaign.relax.jobs if stages == 2 else 0
             files = [f"relaxed/shard-{job:03d}.parquet" for job in range(jobs)]
@@ -439,12 +462,18 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
             files = [f"models/dao_g/finetuned/{name}" for name in MODEL_FILES] if own else []
         case "plan_candidates":
             files = ["candidates/plan.parquet"]
+        case "plan_shard":
+            files = [f"candidates/planned/{name}" for name in _rounds(campaign)]
         case "generate_candidates":
-            files = [f"candidates/generated/shard-{shard:04d}.parquet" for shard in range(_shards(campaign))]
+            files = [f"candidates/generated/{name}" for name in _rounds(campaign)]
         case "train_ranker":
             tables = ("known.parquet", "examples.parquet")
             own = campaign.trains_ranker()
             files = [f"models/ranker/{name}" for name in (*MODEL_FILES, *tables)] if own else []
+        case "sort_references":
+            files = ["candidates/references.parquet"]
+        case "screen_shard":
+            files = [f"candidates/screened/shard-{shard:05d}.parquet" for shard in range(planned_shards(campaign))]
         case "screen_candidates":
             files = ["candidates/screened.parquet", "candidates/top.zip"]
         case "evaluate":
@@ -457,7 +486,7 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
         case "predict_property":
             files = ["properties/predictions.parquet"] if campaign.property.enabled else []
         case "validate_qe":
-            number = _compositions(campaign) * campaign.qe.top_k if campaign.qe.enabled else 0
+            number = count_compositions(campaign) * campaign.qe.top_k if campaign.qe.enabled else 0
             files = [f"validation/candidate-{n:04d}.parquet" for n in range(number)]
         case "ablate":
             files = (
@@ -478,39 +507,27 @@ def _pretraining(campaign: Campaign) -> int:
     return campaign.pretrain.stages if own else 0
 
 
-def _shards(campaign: Campaign) -> int:
-    from dao_pipeline.candidates.plan import planned_shards
-
-    return planned_shards(campaign)
-
-
-def _compositions(campaign: Campaign) -> int:
-    """Compositions asked for, from the configuration alone."""
-    given = campaign.generate.compositions
-    return campaign.generate.test_split.limit if given is None else len(given)
+def _rounds(campaign: Campaign) -> list[str]:
+    """Names of the files of all rounds of all shards."""
+    shards, rounds = range(planned_shards(campaign)), range(campaign.generate.rounds)
+    return [shard_file(shard, number) for shard in shards for number in rounds]
 
 
-def planned_shard(campaign: Campaign, shard: int) -> str:
-    """What a shard of candidates holds, as JSON, from the configuration alone.
+def planned_shard(campaign: Campaign, shard: int, round_number: int) -> str:
+    """What a round of a shard of candidates holds, as JSON, from the configuration alone.
 
     Equal texts mean equal rows of the plan as long as the training and test splits are the same.
     """
     generate = campaign.generate
-    start = shard * generate.shard_size
-    stop = min(start + generate.shard_size, _compositions(campaign) * generate.samples)
-    asked: object = "test split"
-    if generate.compositions is not None:
-        from dao_pipeline.candidates.compositions import explicit_compositions
-
-        merged = explicit_compositions(generate.compositions)
-        stop = min(stop, len(merged) * generate.samples)
-        asked = [c.composition for c in merged[start // generate.samples : -(-stop // generate.samples)]]
+    start, first = shard * generate.shard_compositions, round_number * generate.round_samples
+    stop = min(start + generate.shard_compositions, count_compositions(campaign))
+    asked = asked_compositions(campaign, start, stop)
     return json.dumps(
         {
-            "rows": [start, stop],
-            "samples": generate.samples,
-            "templates": generate.templates,
-            "compositions": asked,
+            "compositions": ["test split", stop] if asked is None else [c.composition for c in asked],
+            "samples": [first, min(first + generate.round_samples, generate.samples)],
+            "blocks": [generate.shard_compositions, generate.round_samples],
+            "template_share": generate.template_share,
             "max_atoms": generate.max_atoms,
         }
     )

@@ -12,7 +12,7 @@ import pytest
 
 from dao_pipeline.candidates import generate as module
 from dao_pipeline.candidates.compositions import Requested
-from dao_pipeline.candidates.gather import gather_shards
+from dao_pipeline.candidates.gather import gather_shard
 from dao_pipeline.candidates.generate import generate_candidates
 from dao_pipeline.candidates.plan import plan_table
 from dao_pipeline.candidates.screen import check_geometry, group_by_energy, known_types
@@ -40,15 +40,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_model(new_model("dao_g", process, table), folder / f"g-{process}")
         save_model(new_model("dao_p", process, table), folder / f"p-{process}")
     asked = [Requested(r["formula"], r["formula"], r["atomic_numbers"]) for r in table.slice(0, 3).to_pylist()]
-    write_table(plan_table(asked, SAMPLES, 100, TEMPLATES), folder / "plan.parquet", {})
-    write_table(plan_table(asked, SAMPLES, 100), folder / "free.parquet", {})
+    write_table(plan_table(asked, SAMPLES, template_share=TEMPLATES / SAMPLES), folder / "plan.parquet", {})
+    write_table(plan_table(asked, SAMPLES), folder / "free.parquet", {})
     index = TemplateIndex.build(table, Templates(distance="mendeleev"))
     rows = read_table(folder / "plan.parquet").filter(pc.field("origin") == "template")
     first = pc.equal(rows["composition"], rows["composition"][0])
     proposed = pa.concat_tables(
         [
-            proposal_table(index, rows.filter(first), TEMPLATES, "none"),
-            proposal_table(index, rows.filter(pc.invert(first)), TEMPLATES, "composition"),
+            proposal_table(index, rows.filter(first), "none"),
+            proposal_table(index, rows.filter(pc.invert(first)), "composition"),
         ]
     )
     assert set(proposed["origin"].to_pylist()) == {"known", "template"}
@@ -73,7 +73,6 @@ def make(
         folder / f"{plan}.parquet",
         folder / f"g-{process}",
         folder / f"p-{process}",
-        0,
         folder / "out.parquet",
         folder / work,
         folder / "templates.parquet" if templates else None,
@@ -126,20 +125,19 @@ def test_without_a_generator_what_has_no_template_has_no_crystal(folder: Path) -
         folder / "plan.parquet",
         None,
         None,
-        0,
-        folder / "alone" / "shard-0000.parquet",
+        folder / "alone" / "shard-00000-000.parquet",
         folder / "work",
         folder / "templates.parquet",
     )
-    made = read_table(folder / "alone" / "shard-0000.parquet")
+    made = read_table(folder / "alone" / "shard-00000-000.parquet")
     has = np.asarray(pc.is_in(made["id"], value_set=proposed["id"].combine_chunks()))
     assert same(made.filter(pa.array(has)), make(folder).filter(pa.array(has)))
     missing = made.filter(pa.array(~has))
     assert missing.num_rows == plan.num_rows - proposed.num_rows
     assert set(missing["status"].to_pylist()) == {"no_template"}
     assert missing["origin"].null_count == missing["lattice"].null_count == missing.num_rows
-    assert read_about(folder / "alone" / "shard-0000.parquet")["training"] == {}
-    checked = check_geometry(gather_shards(plan, folder / "alone"), Screen())
+    assert read_about(folder / "alone" / "shard-00000-000.parquet")["training"] == {}
+    checked = check_geometry(gather_shard(plan, [folder / "alone" / "shard-00000-000.parquet"]), Screen())
     assert checked["id"].to_pylist() == plan["id"].to_pylist()
     assert np.array_equal(np.asarray(checked["status"]) == "no_template", ~has)
     assert np.array_equal(np.asarray(checked["valid"]), has)
@@ -181,10 +179,10 @@ def test_an_interrupted_shard_keeps_its_templates(folder: Path, monkeypatch: pyt
     assert same(make(folder, batch_atoms=10, work="cut"), whole)
 
 
-def test_shares_are_rounded_up() -> None:
+def test_shares_are_rounded_down() -> None:
     assert [Generate(samples=20, template_share=share).templates for share in (0, 0.01, 0.5, 0.55, 1)] == [
         0,
-        1,
+        0,
         10,
         11,
         20,

@@ -84,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(flow, folder / "g-flow")
     np.save(folder / "loss.npy", np.array([record["loss"] for record in trained.records], dtype=float))
     asked = [Requested(r["formula"], r["formula"], r["atomic_numbers"], r["id"]) for r in table.to_pylist()]
-    write_table(plan_table(asked, 4, 100), folder / "plan.parquet", {})
+    write_table(plan_table(asked, 4), folder / "plan.parquet", {})
     return folder
 
 
@@ -100,7 +100,6 @@ def generate(folder: Path, process: str, energy: str | None = None, out: str = "
         folder / "plan.parquet",
         folder / f"g-{process}",
         folder / f"p-{energy or process}",
-        0,
         folder / f"{out}.parquet",
         folder / "work",
     )
@@ -226,5 +225,5 @@ def test_settings_of_the_other_process_are_refused(folder: Path) -> None:
         UserError, match=r"g-flow: generate.corrector \(True\) has no meaning for process.kind: flow"
     ):
         generate_candidates(
-            campaign, folder / "plan.parquet", folder / "g-flow", folder / "p-flow", 0, folder / "x", folder / "w"
+            campaign, folder / "plan.parquet", folder / "g-flow", folder / "p-flow", folder / "x", folder / "w"
         )

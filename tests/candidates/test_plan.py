@@ -9,9 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dao_pipeline.candidates.compositions import known_targets
-from dao_pipeline.candidates.plan import plan_candidates, plan_table, planned_shards
-from dao_pipeline.config import Campaign
+from dao_pipeline.candidates.compositions import known_targets, requested
+from dao_pipeline.candidates.plan import (
+    plan_candidates,
+    plan_table,
+    planned_shards,
+    shard_file,
+    template_ranks,
+)
+from dao_pipeline.config import Campaign, Generate
 from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
 from dao_pipeline.crystals.table import read_about, read_table, write_table
@@ -53,9 +59,10 @@ def plan(campaign: Campaign, crysdb: Path) -> pa.Table:
 
 def test_explicit_compositions_are_planned_in_order(crysdb: Path) -> None:
     asked = [{"formula": "SrTiO3", "formula_units": 2}, {"formula": "NaCl"}]
-    rows = plan(campaign(compositions=asked, shard_size=3), crysdb).to_pylist()
+    rows = plan(campaign(compositions=asked, shard_compositions=1, round_samples=3), crysdb).to_pylist()
     assert [row["id"] for row in rows] == [f"cand:{c}:{s}" for c in range(2) for s in range(4)]
-    assert [row["shard"] for row in rows] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert [row["shard"] for row in rows] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert [row["round"] for row in rows] == [0, 0, 0, 1, 0, 0, 0, 1]
     assert rows[0]["composition"] == "Sr2Ti2O6"
     assert rows[0]["formula"] == "SrTiO3"
     assert rows[0]["num_atoms"] == 10
@@ -64,8 +71,8 @@ def test_explicit_compositions_are_planned_in_order(crysdb: Path) -> None:
 
 
 def test_appended_compositions_append_rows(crysdb: Path) -> None:
-    few = plan(campaign(compositions=[{"formula": "NaCl"}], shard_size=2), crysdb)
-    more = plan(campaign(compositions=[{"formula": "NaCl"}, {"formula": "ZnS"}], shard_size=2), crysdb)
+    few = plan(campaign(compositions=[{"formula": "NaCl"}]), crysdb)
+    more = plan(campaign(compositions=[{"formula": "NaCl"}, {"formula": "ZnS"}]), crysdb)
     assert more.slice(0, few.num_rows).equals(few)
     assert more.num_rows == 2 * few.num_rows
 
@@ -112,18 +119,68 @@ def test_nothing_to_predict_is_a_user_error(crysdb: Path) -> None:
         plan(campaign(), crysdb)
 
 
-@pytest.mark.parametrize(
-    ("samples", "limit", "size", "shards"), [(20, 10, 1000, 1), (20, 10, 50, 4), (3, 7, 10, 3)]
-)
-def test_number_of_shards_follows_from_the_configuration(samples: int, limit: int, size: int, shards: int) -> None:
-    asked = campaign(samples=samples, shard_size=size, test_split={"limit": limit})
+def test_infeasible_test_crystals_leave_the_numbers_of_others(crysdb: Path) -> None:
+    """So what else a campaign can make does not depend on them."""
+    test = read_table(crysdb / "test.parquet")
+    write_table(pa.concat_tables([test.slice(3, 1), test.slice(0, 3)]), crysdb / "test.parquet", {})
+    table = plan(campaign(max_atoms=2), crysdb)
+    assert table["id"].to_pylist()[0] == "cand:1:0"
+    assert read_about(crysdb / "plan.parquet")["not_planned"].keys() == {"d"}
+
+
+def test_elements_are_taken_from_the_metadata_where_it_has_them(crysdb: Path) -> None:
+    train = read_table(crysdb / "train.parquet")
+    write_table(train.slice(0, 0), crysdb / "train.parquet", {"elements": [11, 17]})
+    asked = campaign(compositions=[{"formula": "NaCl"}])
+    assert plan(asked, crysdb).num_rows == 4
+    with pytest.raises(UserError, match="ZnS: no training crystal contains Zn, S"):
+        plan(campaign(compositions=[{"formula": "ZnS"}]), crysdb)
+
+
+@pytest.mark.parametrize(("limit", "size", "shards"), [(10, 50, 1), (10, 3, 4), (9, 3, 3)])
+def test_number_of_shards_follows_from_the_configuration(limit: int, size: int, shards: int) -> None:
+    asked = campaign(shard_compositions=size, test_split={"limit": limit})
     assert planned_shards(asked) == shards
-    explicit = campaign(samples=samples, shard_size=size, compositions=[{"formula": "NaCl"}] * limit)
-    assert planned_shards(explicit) == shards
+    formulas = [{"formula": f"NaCl{n}"} for n in range(1, limit + 1)]
+    assert planned_shards(campaign(shard_compositions=size, compositions=formulas)) == shards
+    assert planned_shards(campaign(shard_compositions=size, compositions=formulas + formulas)) == shards
 
 
-def test_shards_of_the_plan_are_within_the_planned_number(crysdb: Path) -> None:
-    asked = campaign(shard_size=5)
-    shards = plan(asked, crysdb)["shard"].to_pylist()
-    assert max(shards) < planned_shards(asked)
-    assert plan_table([], 4, 5).num_rows == 0
+@pytest.mark.parametrize("explicit", [True, False])
+def test_rounds_of_shards_are_the_plan_in_pieces(
+    crysdb: Path, explicit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row is in one piece, whatever is planned at once; ids, shards and rounds agree."""
+    values: dict[str, Any] = {"shard_compositions": 2, "round_samples": 3, "template_share": 0.5}
+    if explicit:
+        values["compositions"] = [{"formula": formula} for formula in ("NaCl", "ZnS", "SrO", "TiO2", "SrTiO3")]
+    asked = campaign(**values)
+    whole = plan(asked, crysdb)
+    monkeypatch.setattr("dao_pipeline.candidates.plan.AT_ONCE", 4)
+    assert plan(asked, crysdb).equals(whole)
+    pieces = []
+    for shard in range(planned_shards(asked)):
+        for number in range(asked.generate.rounds):
+            path = crysdb / shard_file(shard, number)
+            plan_candidates(asked, crysdb, path, shard=shard, round_number=number)
+            pieces.append(read_table(path))
+            assert set(pieces[-1]["shard"].to_pylist()) <= {shard}
+            assert set(pieces[-1]["round"].to_pylist()) <= {number}
+    rows = sorted(pa.concat_tables(pieces).to_pylist(), key=lambda row: [int(n) for n in row["id"].split(":")[1:]])
+    assert rows == whole.to_pylist()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1 / 3, 0.5, 0.55, 0.7, 1.0])
+def test_more_samples_leave_templates_as_they_are(share: float) -> None:
+    ranks = template_ranks(np.arange(1000), share)
+    own = ranks[ranks >= 0]
+    assert own.tolist() == list(range(len(own)))  # each template once, the best first
+    for samples in (1, 7, 10, 20, 999):
+        assert (ranks[:samples] >= 0).sum() == Generate(samples=samples, template_share=share).templates
+        assert abs((ranks[:samples] >= 0).sum() - share * samples) < 1
+    few, more = (plan_table([requested("NaCl", 1)], samples, 50, 20, share) for samples in (7, 50))
+    assert more.slice(0, 7).equals(few)
+
+
+def test_an_empty_plan_has_all_columns() -> None:
+    assert plan_table([], 4).schema.equals(plan_table([requested("NaCl", 1)], 4).schema)

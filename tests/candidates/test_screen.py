@@ -1,27 +1,28 @@
-"""Screening: strict gathering, checks, grouping, novelty, rank, export."""
+"""Screening of a shard, and of all shards together: checks, grouping, novelty, rank, export."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from pymatgen.core import Structure
 
 from dao_pipeline.candidates import screen as module
 from dao_pipeline.candidates.compositions import requested
-from dao_pipeline.candidates.gather import gather_shards
-from dao_pipeline.candidates.plan import plan_table
-from dao_pipeline.candidates.screen import group_by_energy, screen_candidates
+from dao_pipeline.candidates.plan import plan_table, shard_file
+from dao_pipeline.candidates.references import sort_references
+from dao_pipeline.candidates.screen import group_by_energy
+from dao_pipeline.candidates.screen_shard import screen_shard
+from dao_pipeline.candidates.screened import screen_candidates
 from dao_pipeline.config import Backbone, Campaign, Process
 from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
 from dao_pipeline.crystals.table import read_about, read_table, write_table
-from dao_pipeline.errors import UserError
 from dao_pipeline.model.dao import About, DaoModel, save_model
 
 ROCKSALT = [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -51,12 +52,13 @@ CANDIDATES = {
 }
 
 
-def shards(plan: pa.Table, folder: Path, size: int = 3) -> None:
-    """Write CANDIDATES as the shards that the plan asks for."""
-    rows = plan.to_pylist()
-    for number in range(len(rows) // size + 1):
-        table = pa.Table.from_pylist([_row(row) for row in rows if row["shard"] == number], schema=_schema(plan))
-        write_table(table, folder / f"shard-{number}.parquet", {})
+def shards(plan: pa.Table, folder: Path) -> None:
+    """Write the plan's pieces, and CANDIDATES as what was generated for them."""
+    for shard, number in {(row["shard"], row["round"]): None for row in plan.to_pylist()}:
+        rows = plan.filter((pc.field("shard") == shard) & (pc.field("round") == number))
+        table = pa.Table.from_pylist([_row(row) for row in rows.to_pylist()], schema=_schema(plan))
+        write_table(rows, folder / "planned" / shard_file(shard, number), {})
+        write_table(table, folder / "generated" / shard_file(shard, number), {})
 
 
 def _schema(plan: pa.Table) -> pa.Schema:
@@ -80,23 +82,25 @@ def _row(planned: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def plan() -> pa.Table:
-    return plan_table([requested("NaCl", 1, "t0"), requested("ZnS", 1, "t1")], samples=4, shard_size=3)
+    """Two shards of two rounds each."""
+    return plan_table([requested("NaCl", 1, "t0"), requested("ZnS", 1, "t1")], 4, 1, 3)
 
 
 @pytest.fixture
 def campaign() -> Campaign:
-    return Campaign.model_validate({"name": "t", "generate": {"samples": 4, "shard_size": 3}})
+    return Campaign.model_validate({"name": "t"})
 
 
 @pytest.fixture
 def folder(tmp_path: Path, plan: pa.Table) -> Path:
     write_table(plan, tmp_path / "plan.parquet", {})
-    shards(plan, tmp_path / "generated")
+    shards(plan, tmp_path)
     (tmp_path / "model").mkdir()
     known = crystal("Na Cl", ROCKSALT, 5.65 * FCC, id="known", split="train")
     other = crystal("Zn S", ROCKSALT, 5.0 * FCC, id="other", split="val")
     for name, crystals in {"train": [known], "val": [other]}.items():
         write_table(to_table(crystals), tmp_path / "crysdb" / f"{name}.parquet", {})
+    sort_references(tmp_path / "crysdb", tmp_path / "references.parquet")
     return tmp_path
 
 
@@ -119,15 +123,13 @@ def energies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dao_pipeline.energy.predict.predict_with_std", predict)
 
 
-def run(campaign: Campaign, folder: Path) -> dict[str, dict[str, Any]]:
-    screen_candidates(
-        campaign,
-        folder / "plan.parquet",
-        folder / "generated",
-        folder / "crysdb",
-        folder / "model",
-        folder / "screened.parquet",
-    )
+def run(campaign: Campaign, folder: Path, ranker: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Both shards screened and put together; rows by id."""
+    inputs = (folder / "references.parquet", folder / "model")
+    for shard in range(2):
+        out = folder / "screened" / f"shard-{shard:05d}.parquet"
+        screen_shard(campaign, folder / "planned", folder / "generated", shard, *inputs, out, ranker)
+    screen_candidates(campaign, folder / "plan.parquet", folder / "screened", folder / "screened.parquet")
     return {row["id"]: row for row in read_table(folder / "screened.parquet").to_pylist()}
 
 
@@ -205,8 +207,12 @@ def test_metadata_names_settings_and_inputs(campaign: Campaign, folder: Path, en
     run(campaign, folder)
     about = read_about(folder / "screened.parquet")
     assert about["stage"] == "screen_candidates"
-    assert set(about["inputs"]) == {"plan", "generated", "crysdb", "energy_model"}
-    assert about["settings"]["screen"]["symprec"] == about["symprec"] == 0.1
+    assert set(about["inputs"]) == {"plan", "screened"}
+    assert about["screening"]["screen.symprec"] == about["symprec"] == 0.1
+    assert about["settings"]["screen.top_k"] == 5
+    about = read_about(folder / "screened" / "shard-00000.parquet")
+    assert set(about["inputs"]) == {"generated_0", "generated_1", "energy_model"}
+    assert set(about["references"]) == {"train", "val"}
 
 
 def test_a_real_model_ranks(campaign: Campaign, folder: Path) -> None:
@@ -218,61 +224,6 @@ def test_a_real_model_ranks(campaign: Campaign, folder: Path) -> None:
     assert len(ranked) == 2
     assert ranked[0][1] <= ranked[1][1]
     assert np.isfinite(rows["cand:0:3"]["energy_pred"])
-
-
-def rewrite(file: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    write_table(change(read_table(file)), file, {})
-
-
-def test_missing_candidates_are_refused(folder: Path, plan: pa.Table) -> None:
-    (folder / "generated" / "shard-1.parquet").unlink()
-    with pytest.raises(UserError, match=r"3 of 8 candidates are missing, e.g. cand:0:3.*for shard 1\."):
-        gather_shards(plan, folder / "generated")
-
-
-def test_repeated_candidates_are_refused(folder: Path, plan: pa.Table) -> None:
-    write_table(read_table(folder / "generated" / "shard-0.parquet"), folder / "generated" / "shard-9.parquet", {})
-    with pytest.raises(UserError, match=r"shard-9.parquet: cand:0:0 is also in shard-0.parquet"):
-        gather_shards(plan, folder / "generated")
-    rewrite(folder / "generated" / "shard-0.parquet", lambda t: pa.concat_tables([t, t]))
-    (folder / "generated" / "shard-9.parquet").unlink()
-    with pytest.raises(UserError, match="twice in this file"):
-        gather_shards(plan, folder / "generated")
-
-
-def test_foreign_candidates_are_refused(folder: Path, plan: pa.Table) -> None:
-    with pytest.raises(UserError, match=r"shard-2.parquet: cand:1:2 is not in the plan. Delete"):
-        gather_shards(plan.slice(0, 6), folder / "generated")
-
-
-def test_candidates_of_another_plan_are_refused(folder: Path, plan: pa.Table) -> None:
-    other = plan_table([requested("NaCl", 1), requested("MgO", 1)], samples=4, shard_size=3)
-    with pytest.raises(UserError, match=r"cand:1:0 was generated for another plan \(ZnS, shard 1.*MgO"):
-        gather_shards(other, folder / "generated")
-
-
-def test_no_shards_and_damaged_shards_are_refused(folder: Path, plan: pa.Table, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no Parquet files"):
-        gather_shards(plan, tmp_path / "empty")
-    rewrite(folder / "generated" / "shard-0.parquet", lambda t: t.drop_columns(["status"]))
-    with pytest.raises(UserError, match="status are missing"):
-        gather_shards(plan, folder / "generated")
-    (folder / "generated" / "shard-0.parquet").write_bytes(b"PAR1 half a file")
-    with pytest.raises(UserError, match="not a readable Parquet file"):
-        gather_shards(plan, folder / "generated")
-
-
-def test_gathering_restores_the_order_of_the_plan(folder: Path, plan: pa.Table) -> None:
-    for number in range(3):
-        rewrite(folder / "generated" / f"shard-{number}.parquet", lambda t: t.take(list(range(t.num_rows))[::-1]))
-    assert gather_shards(plan, folder / "generated")["id"].equals(plan["id"])
-
-
-def test_an_empty_shard_is_welcome(folder: Path, plan: pa.Table) -> None:
-    empty = read_table(folder / "generated" / "shard-0.parquet").slice(0, 0)
-    write_table(empty, folder / "generated" / "shard-7.parquet", {})
-    assert gather_shards(plan, folder / "generated").num_rows == 8
 
 
 def test_the_member_of_lowest_energy_stands_first() -> None:
@@ -306,11 +257,7 @@ def test_a_ranker_ranks_by_probability_and_nothing_else_changes(
 
     monkeypatch.setattr(module, "predict_probabilities", predict)
     write_model_note(folder / "ranker")
-    screen_candidates(
-        campaign,
-        *(folder / name for name in ("plan.parquet", "generated", "crysdb", "model", "with.parquet", "ranker")),
-    )
-    after = {row["id"]: row for row in read_table(folder / "with.parquet").to_pylist()}
+    after = run(campaign, folder, folder / "ranker")
     assert after["cand:0:1"]["rank"] == 1  # although its energy is higher
     assert after["cand:0:1"]["probability"] == pytest.approx(0.6)
     assert after["cand:0:0"]["rank"] == 2  # stands for its group: the more probable of the two

@@ -12,7 +12,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from dao_pipeline.candidates.compositions import requested
-from dao_pipeline.candidates.generate import generate_rows
+from dao_pipeline.candidates.generate import candidates_of, generate_rows
 from dao_pipeline.candidates.plan import plan_table
 from dao_pipeline.cli import app
 from dao_pipeline.config import Generate
@@ -127,7 +127,7 @@ def test_generation_runs_with_an_imported_model(tmp_path: Path) -> None:
     """In paper mode the sampler is the published one: lattices in angstrom, not bounded."""
     import_checkpoint(write_run(tmp_path / "run", state_dict(**TINY), model=GENERATOR), tmp_path / "model")
     model = load_model(tmp_path / "model")
-    rows = plan_table([requested("NaCl", 2)], samples=3, shard_size=10)
+    rows = plan_table([requested("NaCl", 2)], samples=3)
     steps = TINY["steps"]
     out = generate_rows(rows, model, None, Generate(steps=steps, guidance_scale=0), seed=4)
     assert out["status"].to_pylist() == ["ok"] * 3
@@ -140,8 +140,9 @@ def test_generation_runs_with_an_imported_model(tmp_path: Path) -> None:
         return said.coords, said.lattice
 
     with torch.no_grad():
-        generator = torch.Generator().manual_seed(4)
-        made = sample(denoise, Layout.from_ptr(ptr), model.schedule, steps=steps, generator=generator, bound=False)
+        layout = Layout.from_ptr(ptr)
+        noise = candidates_of(rows, 4).noise(layout)
+        made = sample(denoise, layout, model.schedule, steps=steps, noise=noise, bound=False)
     volumes = torch.tensor(out["lattice"].to_pylist()).view(3, 3, 3).det().abs()
     torch.testing.assert_close(volumes, made.lattice.det().abs(), rtol=1e-3, atol=0)
 

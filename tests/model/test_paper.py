@@ -16,9 +16,10 @@ from dao_pipeline.config import Backbone, Campaign
 from dao_pipeline.model.dao import PRESETS, About, DaoModel, backbone_sizes
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.preflight import check_campaigns
+from dao_pipeline.process.noise_stream import NoiseStream
 from dao_pipeline.process.sampler import sample
 from dao_pipeline.process.wrapped_normal import score
-from tests.make import binary, raw_file
+from tests.make import binary, noise_of, raw_file
 from tests.model import reference
 
 PAPER = Path(__file__).parents[2] / "config" / "campaigns" / "paper.yaml"
@@ -165,44 +166,45 @@ def test_sampling_equals_the_plain_reference(dtype: torch.dtype, tolerance: floa
         said = [reference.crysformer(weights, numbers[p], coords[p], lattice[i], t) for i, p in enumerate(parts)]
         return torch.cat([s[0] for s in said]), torch.stack([s[1] for s in said])
 
+    noise = noise_of(Layout.from_ptr(ptr))
     found = sample(
         ours,
-        Layout.from_ptr(ptr),
+        noise.layout,
         model.schedule,
         steps=steps,
-        generator=torch.Generator().manual_seed(3),
+        noise=noise,
         bound=False,
         dtype=dtype,
     )
     tables = {name: value.double() for name, value in model.schedule.named_buffers()}
-    coords, lattice = published_loop(plain, tables, steps, 6, 3, dtype)
+    coords, lattice = published_loop(plain, tables, steps, noise, dtype)
     difference = (found.frac_coords - coords + 0.5) % 1.0 - 0.5
     assert difference.abs().max() <= tolerance
     torch.testing.assert_close(found.lattice, lattice, rtol=tolerance, atol=tolerance * float(lattice.abs().max()))
 
 
 def published_loop(
-    denoise: Any, tables: dict[str, Tensor], steps: int, atoms: int, crystals: int, dtype: torch.dtype
+    denoise: Any, tables: dict[str, Tensor], steps: int, noise: NoiseStream, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Predictor-corrector sampling as published (2.3), with the seed of the test above."""
+    """Predictor-corrector sampling as published (2.3), with the noise of the test above."""
     abar, sigma, lam = (tables[name].tolist() for name in ("alpha_bar", "sigma", "score_norm"))
-    g = torch.Generator().manual_seed(3)
-    f = torch.rand(atoms, 3, generator=g, dtype=dtype)
-    cell = torch.randn(crystals, 3, 3, generator=g, dtype=dtype)
+    f = noise.uniform_coords(dtype)
+    cell = noise.normal_lattice(9, dtype).view(-1, 3, 3)
     for t in range(steps, 0, -1):
         alpha = abar[t] / abar[t - 1]
+        z = next(noise.steps([t], dtype, corrector=True))
         eta = 1e-5 * (sigma[t] / sigma[1]) ** 2
         f = f - eta * math.sqrt(lam[t]) * denoise(f, cell, t)[0]
         if t > 1:
-            f = f + math.sqrt(2 * eta) * torch.randn(atoms, 3, generator=g, dtype=dtype)
+            f = f + math.sqrt(2 * eta) * z.corrector
         f = f % 1.0
         eps_f, eps_l = denoise(f, cell, t)
         shrink = sigma[t] ** 2 - sigma[t - 1] ** 2
         f = f - shrink * math.sqrt(lam[t]) * eps_f
         cell = (cell - (1 - alpha) / math.sqrt(1 - abar[t]) * eps_l) / math.sqrt(alpha)
         if t > 1:
-            f = f + sigma[t - 1] * math.sqrt(shrink) / sigma[t] * torch.randn(atoms, 3, generator=g, dtype=dtype)
+            f = f + sigma[t - 1] * math.sqrt(shrink) / sigma[t] * z.coords
             spread = math.sqrt((1 - alpha) * (1 - abar[t - 1]) / (1 - abar[t]))
-            cell = cell + spread * torch.randn(crystals, 3, 3, generator=g, dtype=dtype)
+            cell = cell + spread * z.lattice
         f = f % 1.0
     return f, cell

@@ -17,6 +17,7 @@ from dao_pipeline.process.flow_sampler import Method, _guide, sample
 from dao_pipeline.process.log_metric import log_metric, metric_cell, pack, unpack
 from dao_pipeline.process.prior import LatticePrior
 from dao_pipeline.process.sampler import Denoiser, Sampled
+from tests.make import noise_of
 
 METHODS: tuple[Method, ...] = ("euler", "midpoint")
 PTR = torch.tensor([0, 2, 7, 8])
@@ -174,7 +175,7 @@ def draw(
         flow,
         steps=steps,
         method=method,
-        generator=torch.Generator().manual_seed(seed),
+        noise=noise_of(LAYOUT, seed),
         dtype=torch.float64,
         **more,  # type: ignore[arg-type]
     )
@@ -280,7 +281,7 @@ def test_the_sampler_adds_no_drift() -> None:
     def drifting(noisy: Tensor, cell: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.full_like(noisy, 0.7), torch.zeros_like(cell)
 
-    start = torch.rand((8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = noise_of(LAYOUT).uniform_coords(torch.float64)
     assert wrap(draw(flow, drifting, 10).frac_coords - start).abs().max() < 1e-12
 
 
@@ -376,7 +377,7 @@ def test_guided_cells_have_the_distribution_asked_for(method: Method) -> None:
         flow,
         steps=100,
         method=method,
-        generator=torch.Generator().manual_seed(0),
+        noise=noise_of(layout),
         guidance=energy_gradient(energy),
         guidance_scale=1.0,
         dtype=torch.float64,
@@ -433,7 +434,7 @@ def test_guided_atoms_go_where_energy_is_low(scale: float) -> None:
         layout,
         make_flow(),
         steps=50,
-        generator=torch.Generator().manual_seed(0),
+        noise=noise_of(layout),
         guidance=energy_gradient(pair_energy(scale * strength)),
         guidance_scale=1.0,
         dtype=torch.float64,

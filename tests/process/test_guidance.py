@@ -17,6 +17,7 @@ from dao_pipeline.process.flow import Flow
 from dao_pipeline.process.guidance import Steering, choose
 from dao_pipeline.process.prior import LatticePrior
 from dao_pipeline.process.sampler import Denoiser, EnergyGradient, Sampled
+from tests.make import noise_of
 
 LAYOUT = Layout.from_ptr(torch.tensor([0, 2, 7, 8]))
 KINDS = ("flow", "diffusion")
@@ -52,7 +53,7 @@ def draw(
 ) -> Sampled:
     common: dict[str, Any] = {
         "steps": STEPS,
-        "generator": torch.Generator().manual_seed(3),
+        "noise": noise_of(LAYOUT, 3),
         "guidance": guidance,
         "guidance_scale": scale,
         "steering": Steering(**shape),
@@ -148,10 +149,11 @@ def test_bounds_are_lengths_relative_to_the_own_move() -> None:
 
 def test_choice_is_a_boltzmann_draw_of_each_candidate_by_itself() -> None:
     energies = torch.tensor([0.0, 1.0, 3.0])[:, None].expand(3, 20_000)
-    kept = choose(energies, 0.7, torch.Generator().manual_seed(0))
+    uniform = noise_of(Layout.from_ptr(torch.arange(20_001))).choice(3)
+    kept = choose(energies, 0.7, uniform)
     shares = kept.bincount(minlength=3) / kept.numel()
     torch.testing.assert_close(shares, torch.softmax(-0.7 * energies[:, 0], 0), rtol=0, atol=0.015)
-    even = choose(energies, 0.0, torch.Generator().manual_seed(0)).bincount(minlength=3) / kept.numel()
+    even = choose(energies, 0.0, uniform).bincount(minlength=3) / kept.numel()
     torch.testing.assert_close(even, torch.full((3,), 1 / 3), rtol=0, atol=0.015)
 
 
@@ -159,6 +161,6 @@ def test_choice_passes_over_what_is_not_finite() -> None:
     nan = float("nan")
     energies = torch.tensor([[nan, 1.0, nan], [2.0, nan, nan], [nan, float("inf"), float("inf")]])
     for seed in range(20):
-        kept = choose(energies, 1.0, torch.Generator().manual_seed(seed)).tolist()
+        kept = choose(energies, 1.0, noise_of(LAYOUT, seed).choice(3)).tolist()
         assert kept[:2] == [1, 0]
         assert kept[2] in (0, 1, 2)

@@ -65,3 +65,13 @@ def test_gradients_at_degenerate_cells(spread: float) -> None:
 def test_flat_cells_stay_finite() -> None:
     flat = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0]])[None]
     assert torch.isfinite(log_metric(flat)).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e200])
+def test_cells_that_are_not_finite_leave_the_others_alone(cells: torch.Tensor, bad: float) -> None:
+    """Eigenvalues of such a matrix would be an error for the whole batch."""
+    damaged = cells.clone()
+    damaged[1, 2, 0] = bad
+    found, healthy = log_metric(damaged), torch.arange(len(cells)) != 1
+    assert torch.equal(found[healthy], log_metric(cells)[healthy])
+    assert found[1].isnan().all()

@@ -11,10 +11,12 @@ from dao_pipeline.config import Process
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.process.diffusion import Diffusion
 from dao_pipeline.process.sampler import sample
+from tests.make import noise_of
 
 STEPS = 40
 PTR = torch.tensor([0, 2, 5])
-ATOMS, CRYSTALS = 5, 2
+LAYOUT = Layout.from_ptr(PTR)
+CRYSTALS = 2
 
 
 def denoise(coords: Tensor, lattice: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,10 +33,10 @@ def gradient(coords: Tensor, lattice: Tensor, t: Tensor) -> tuple[Tensor, Tensor
 def run(guidance_scale: float, use_gradient: bool = True, seed: int = 7) -> tuple[Tensor, Tensor]:
     return sample(
         denoise,
-        Layout.from_ptr(PTR),
+        LAYOUT,
         Diffusion(Process(kind="diffusion", timesteps=STEPS)),
         steps=STEPS,
-        generator=torch.Generator().manual_seed(seed),
+        noise=noise_of(LAYOUT, seed),
         guidance=gradient if use_gradient else None,
         guidance_scale=guidance_scale,
         bound=False,
@@ -46,21 +48,18 @@ def published(scale: float, seed: int = 7) -> tuple[Tensor, Tensor]:
     """Predictor-corrector loop as the paper's code writes it, in its own symbols (2.3, 5)."""
     schedule = Diffusion(Process(kind="diffusion", timesteps=STEPS))
     abar, sigma, lam = schedule.alpha_bar, schedule.sigma, schedule.score_norm
-    g = torch.Generator().manual_seed(seed)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=g, dtype=torch.float64)
-
-    f = torch.rand((ATOMS, 3), generator=g, dtype=torch.float64)
-    cell = randn(CRYSTALS, 3, 3)
+    noise = noise_of(LAYOUT, seed)
+    f = noise.uniform_coords(torch.float64)
+    cell = noise.normal_lattice(9, torch.float64).view(-1, 3, 3)
     for t in range(STEPS, 0, -1):
         level = torch.full((CRYSTALS,), t)
         alpha = abar[t] / abar[t - 1]
         eta = 1e-5 * (sigma[t] / sigma[1]) ** 2
         score = lam[t].sqrt() * denoise(f, cell, level)[0]
         f = f - eta * score
+        z = next(noise.steps([t], torch.float64, corrector=True))
         if t > 1:
-            f = f + (2 * eta).sqrt() * randn(ATOMS, 3)
+            f = f + (2 * eta).sqrt() * z.corrector
         f = f % 1.0
         eps_f, eps_l = denoise(f, cell, level)
         var_f = sigma[t - 1] ** 2 * (sigma[t] ** 2 - sigma[t - 1] ** 2) / sigma[t] ** 2
@@ -69,8 +68,8 @@ def published(scale: float, seed: int = 7) -> tuple[Tensor, Tensor]:
         new_f = f - (sigma[t] ** 2 - sigma[t - 1] ** 2) * lam[t].sqrt() * eps_f - var_f * scale * grad_f
         new_l = (cell - (1 - alpha) / (1 - abar[t]).sqrt() * eps_l) / alpha.sqrt() - var_l * scale * grad_l
         if t > 1:
-            new_f = new_f + var_f.sqrt() * randn(ATOMS, 3)
-            new_l = new_l + var_l.sqrt() * randn(CRYSTALS, 3, 3)
+            new_f = new_f + var_f.sqrt() * z.coords
+            new_l = new_l + var_l.sqrt() * z.lattice
         f, cell = new_f % 1.0, new_l
     return f, cell
 
@@ -118,7 +117,7 @@ def test_perfect_denoiser_brings_the_crystal_back() -> None:
         Layout.from_ptr(torch.tensor([0, 2])),
         schedule,
         steps=200,
-        generator=torch.Generator().manual_seed(0),
+        noise=noise_of(Layout.from_ptr(torch.tensor([0, 2]))),
         dtype=torch.float64,
     )
     torch.testing.assert_close(lattice, truth_l, atol=1e-6, rtol=0)

@@ -24,6 +24,7 @@ from dao_pipeline.process.symmetrize import Symmetrizer
 from dao_pipeline.process.template_errors import template_errors
 from dao_pipeline.process.template_sampler import noised, refine
 from dao_pipeline.sources.embedded import load
+from tests.make import noise_of
 
 BACKBONE = Backbone(preset="tiny", layers=2, width=32, heads=4, frequencies=8, distances="none")
 
@@ -183,10 +184,7 @@ def test_a_model_without_such_paths_is_as_it_was(tmp_path: Path) -> None:
 
 def test_noised_templates_lie_between_template_and_noise() -> None:
     flow, layout, _, _, frac, lattice, _ = path(1000)
-    small, large = (
-        noised(flow, layout, Sampled(frac, lattice), share, torch.Generator().manual_seed(0))
-        for share in (0.01, 0.5)
-    )
+    small, large = (noised(flow, layout, Sampled(frac, lattice), share, noise_of(layout)) for share in (0.01, 0.5))
     assert (small.t, large.t) == (10, 500)
     assert same_points(small.frac_coords, frac, layout) < 0.02 < same_points(large.frac_coords, frac, layout)
 
@@ -223,3 +221,14 @@ def test_special_positions_and_cubic_cells_stay() -> None:
     cells = metric_cell(symmetry.log_metrics(strained))
     lengths = cells.norm(dim=2)
     assert (lengths - lengths[:, :1]).abs().max() < 1e-9
+
+
+def test_a_cell_that_is_lost_leaves_the_others_alone() -> None:
+    table = crystals(5)
+    symmetry, flat = symmetrizer(table), flatten(table)
+    y = log_metric(torch.from_numpy(flat.lattice))
+    damaged = y.clone()
+    damaged[3] = torch.nan
+    found, healthy = symmetry.log_metrics(damaged), torch.arange(5) != 3
+    torch.testing.assert_close(found[healthy], symmetry.log_metrics(y)[healthy])
+    assert found[3].isnan().all()

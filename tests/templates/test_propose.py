@@ -35,8 +35,8 @@ def index() -> TemplateIndex:
     return TemplateIndex.build(to_table(KNOWN), Templates(distance="mendeleev"))
 
 
-def plan(*asked: Requested, samples: int = 4, templates: int = 3, shard_size: int = 100) -> pa.Table:
-    return plan_table(list(asked), samples, shard_size, templates)
+def plan(*asked: Requested, samples: int = 4, share: float = 0.75) -> pa.Table:
+    return plan_table(list(asked), samples, template_share=share)
 
 
 def origins(table: pa.Table) -> list[str]:
@@ -45,33 +45,33 @@ def origins(table: pa.Table) -> list[str]:
 
 def test_the_plan_says_what_is_to_come_from_templates() -> None:
     rows = plan(requested("SrTiO3", 1), requested("LiF", 1))
-    assert origins(rows) == (["template"] * 3 + ["generated"]) * 2
-    assert set(origins(plan(requested("LiF", 1), templates=0))) == {"generated"}
+    assert origins(rows) == (["generated"] + ["template"] * 3) * 2
+    assert set(origins(plan(requested("LiF", 1), share=0.0))) == {"generated"}
 
 
 def test_rows_get_the_template_of_their_number_in_the_plans_order_of_atoms(index: TemplateIndex) -> None:
     rows = plan(requested("O3TiSr", 1), requested("LiF", 1))  # oxygen first, as no template has it
     wanted = rows.filter(pc.equal(rows["origin"], "template"))
-    found = proposal_table(index, wanted, 3, "composition")
+    found = proposal_table(index, wanted, "composition")
     asked = dict(zip(rows["id"].to_pylist(), rows["atomic_numbers"].to_pylist(), strict=True))
     names = found["id"].to_pylist()
-    assert "cand:0:0" in names
-    assert "cand:1:0" in names
-    assert "cand:1:1" in names  # rock salt and caesium chloride
+    assert "cand:0:1" in names
+    assert "cand:1:1" in names
+    assert "cand:1:2" in names  # rock salt and caesium chloride
     for row in found.to_pylist():
         assert row["atomic_numbers"] == asked[row["id"]]
         assert row["template_id"] in {c.id for c in KNOWN}
         assert row["origin"] == "template"
         assert row["template_distance"] > 0
     assert (shortest_distances(flatten(found)) > 1.2).all()
-    half = proposal_table(index, wanted.slice(2), 3, "composition")
+    half = proposal_table(index, wanted.slice(2), "composition")
     assert half.equals(found.filter(pc.is_in(found["id"], value_set=wanted.slice(2)["id"].combine_chunks())))
 
 
 def test_a_composition_without_templates_has_no_rows(index: TemplateIndex) -> None:
-    found = proposal_table(index, plan(requested("Fe7O11", 1)), 3, "composition")
+    found = proposal_table(index, plan(requested("Fe7O11", 1)), "composition")
     assert found.num_rows == 0
-    assert proposal_table(index, plan(), 3, "none").num_rows == 0
+    assert proposal_table(index, plan(), "none").num_rows == 0
 
 
 def test_known_crystals_come_first_but_never_for_targets(tmp_path: Path) -> None:
@@ -81,13 +81,13 @@ def test_known_crystals_come_first_but_never_for_targets(tmp_path: Path) -> None
     campaign = parse_campaign({"name": "x", "generate": {"template_share": 0.5, "samples": 4}}, "x")
     index_templates(campaign, folder, tmp_path / "index")
     assert "unstable" not in read_table(tmp_path / "index" / "templates.parquet")["id"].to_pylist()
-    rows = plan(requested("BaTiO3", 1), requested("TiBaO3", 1, target_id="t"), templates=2)
+    rows = plan(requested("BaTiO3", 1), requested("TiBaO3", 1, target_id="t"), share=0.5)
     write_table(rows, tmp_path / "plan.parquet", {})
     propose_templates(campaign, tmp_path / "plan.parquet", tmp_path / "index", tmp_path / "out.parquet")
     found = {row["id"]: row for row in read_table(tmp_path / "out.parquet").to_pylist()}
-    own = found["cand:0:0"]
+    own = found["cand:0:1"]
     assert (own["origin"], own["template_id"], own["template_distance"]) == ("known", "p1", 0)
     assert np.allclose(np.reshape(own["lattice"], (3, 3)), KNOWN[1].lattice)
-    others = [row for name, row in found.items() if name != "cand:0:0"]
+    others = [row for name, row in found.items() if name != "cand:0:1"]
     assert {row["origin"] for row in others} == {"template"}
     assert "p1" not in {row["template_id"] for name, row in found.items() if name.startswith("cand:1")}

@@ -108,12 +108,14 @@ def test_files_of_a_shared_stage_are_those_of_its_owner() -> None:
             }
         }
     )
-    wildcards = SimpleNamespace(campaign="x/ablation/wide_guided", items=lambda: [("shard", "0003")])
+    wildcards = SimpleNamespace(
+        campaign="x/ablation/wide_guided", items=lambda: [("shard", "00003"), ("round", "001")]
+    )
     assert found.owner("build_crysdb", wildcards.campaign).name == "x"
     assert found.owner("finetune_generator", wildcards.campaign).name == "x/ablation/wide"
     assert found.owner("generate_candidates", wildcards.campaign).name == wildcards.campaign
-    shard = found.at("plan_candidates", "candidates/planned/shard-{shard}.parquet")(wildcards)
-    assert shard == "results/x/candidates/planned/shard-0003.parquet"
+    shard = found.at("plan_candidates", "candidates/planned/shard-{shard}-{round}.parquet")(wildcards)
+    assert shard == "results/x/candidates/planned/shard-00003-001.parquet"
     assert found.stage_input("relax_dataset")(wildcards) == ["results/x/ablation/wide/relaxed/shard-000.parquet"]
     assert list(found) == ["x"]  # variants are no targets
     assert all("/ablation/" not in path for path in found.stage("evaluate"))

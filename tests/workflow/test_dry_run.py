@@ -17,8 +17,8 @@ def test_all_stages_of_a_new_campaign(tiny: Path, tmp_path: Path) -> None:
     run = dry_run("--configfile", tiny, cwd=tmp_path)
     assert run.stages == STAGES
     assert run.jobs["relax_dataset"] == 2  # relax.jobs
-    assert run.jobs["generate_candidates"] == 2  # 2 compositions x 4 samples in shards of 4
-    assert run.jobs["plan_shard"] == 2
+    assert run.jobs["generate_candidates"] == 2  # 2 compositions in shards of 1, 4 samples in rounds of 4
+    assert run.jobs["plan_shard"] == run.jobs["screen_shard"] == 2
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,8 @@ def test_given_compositions_are_not_evaluated_and_fan_out_by_number(tiny: Path, 
         "--configfile", tiny, "--config", f"generate={{compositions: {compositions}, samples: 6}}", cwd=tmp_path
     )
     assert "evaluate" not in run.stages
-    assert run.jobs["generate_candidates"] == 5  # ceil(3 x 6 / 4)
+    assert run.jobs["generate_candidates"] == 3 * 2  # 6 samples in rounds of 4
+    assert run.jobs["screen_shard"] == 3
 
 
 def test_quantum_espresso_gets_one_job_per_candidate(tiny: Path, tmp_path: Path) -> None:

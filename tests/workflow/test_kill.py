@@ -21,7 +21,7 @@ LOGS = (
     "train_energy_model",
     "relax_dataset-001",
     "finetune_generator",
-    "generate_candidates-0001",
+    "generate_candidates-00001-000",
 )
 """Stages, by name of their log, during which the machine dies."""
 

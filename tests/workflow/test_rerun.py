@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
 
+from dao_pipeline.crystals.table import read_table
 from tests.workflow.support import STAGES, Finished, follow, run_snakemake
 
 
@@ -45,6 +47,7 @@ def test_results_explain_themselves(finished: Finished) -> None:
         ("templates={max_pair_rmse: 0.2}", follow("pair_templates")),
         ("ranking={epochs: 2}", follow("train_ranker")),
         ("screen={top_k: 3}", follow("screen_candidates")),
+        ("screen={symprec: 0.2}", follow("screen_shard")),
         ("evaluate={bootstrap: 20}", {"evaluate", "report"}),
         ("report={title: Tiny}", {"report"}),
         ("compute={training: {threads: 2, mem_mb: 9999}}", set()),
@@ -72,7 +75,9 @@ def test_an_edit_of_two_sections(finished: Finished) -> None:
         ("training/generator.py", follow("pretrain_generator_stage1")),
         ("process/sampler.py", follow("generate_candidates")),
         ("ranking/votes.py", follow("train_ranker")),
-        ("candidates/screen.py", follow("screen_candidates")),
+        ("candidates/screen.py", follow("screen_shard")),
+        ("candidates/screened.py", follow("screen_candidates")),
+        ("candidates/references.py", follow("sort_references")),
         ("candidates/from_templates.py", follow("generate_candidates")),
         ("templates/propose.py", follow("propose_templates")),
         ("templates/align.py", follow("pair_templates")),
@@ -100,6 +105,7 @@ def test_an_edit_of_a_comment_reruns_nothing(finished: Finished, edited: Path) -
         (["build_crysdb"], follow("build_crysdb")),
         (["pretrain_generator"], follow("pretrain_generator_stage1")),
         (["generate_candidates"], follow("generate_candidates")),
+        (["screen_candidates"], follow("screen_shard")),
         (["evaluate"], {"evaluate", "report"}),
         (["relax_dataset", "report"], follow("relax_dataset")),
     ],
@@ -110,30 +116,47 @@ def test_a_stage_can_be_forced_by_its_name(finished: Finished, stages: list[str]
 
 def test_a_forced_stage_stops_at_the_target(finished: Finished) -> None:
     run = finished.dry_run("screen_candidates", "-R", "generate_candidates")
-    assert run.stages == {"generate_candidates", "screen_candidates"}
+    assert run.stages == {"generate_candidates", "screen_shard", "screen_candidates"}
     run = finished.dry_run("-R", "generate_candidates", "--until", "screen_candidates")
-    assert run.stages == {"generate_candidates", "screen_candidates"}
+    assert run.stages == {"generate_candidates", "screen_shard", "screen_candidates"}
 
 
-def test_a_campaign_grows_by_shards(finished: Finished, tmp_path: Path) -> None:
+GROWN = ("plan_shard", "propose_templates", "generate_candidates")
+
+
+@pytest.mark.parametrize(
+    ("more", "new", "shards"),
+    [
+        ("{test_split: {limit: 3}}", ["00002-000"], 1),  # compositions: one more shard
+        ("{samples: 8}", ["00000-001", "00001-001"], 2),  # samples: one more round of each
+    ],
+)
+def test_a_campaign_that_grows_computes_only_what_is_new(
+    finished: Finished, tmp_path: Path, more: str, new: list[str], shards: int
+) -> None:
     folder = tmp_path / "grown"
     shutil.copytree(finished.folder, folder)
-    options = (
-        "screen_candidates",
-        "--configfile",
-        finished.campaign,
-        "--config",
-        "generate={test_split: {limit: 3}}",
-    )
+    options = ("screen_candidates", "--configfile", finished.campaign, "--config", f"generate={more}")
     run = run_snakemake(*options, cwd=folder, PYTHONPATH=str(finished.source))
     assert run.code == 0, run.output
-    grown = ("plan_candidates", "plan_shard", "propose_templates", "generate_candidates", "screen_candidates")
-    assert run.jobs == dict.fromkeys(grown, 1)
-    shards = sorted((folder / "results/tiny/candidates/generated").iterdir())
-    assert [path.name for path in shards] == [f"shard-{n:04d}.parquet" for n in range(3)]
-    old = finished.folder / "results/tiny/candidates/generated"
-    for path in shards[:2]:
-        assert path.stat().st_mtime_ns == (old / path.name).stat().st_mtime_ns
+    assert run.jobs == dict.fromkeys(GROWN, len(new)) | {
+        "screen_shard": shards,
+        "plan_candidates": 1,
+        "screen_candidates": 1,
+    }
+    old = finished.folder / "results/tiny/candidates"
+    for name in ("planned", "templates", "generated"):
+        before = {path.name: path for path in (old / name).iterdir()}
+        after = {path.name: path for path in (folder / "results/tiny/candidates" / name).iterdir()}
+        assert after.keys() - before.keys() == {f"shard-{number}.parquet" for number in new}
+        for file, path in before.items():
+            assert after[file].stat().st_mtime_ns == path.stat().st_mtime_ns
+            assert after[file].read_bytes() == path.read_bytes()
+    was, now = (read_table(place / "screened.parquet") for place in (old, folder / "results/tiny/candidates"))
+    assert now.num_rows > was.num_rows
+    kept = now.filter(pc.is_in(now["id"], value_set=was["id"].combine_chunks()))
+    same = ["id", "composition", "origin", "template_id", "frac_coords", "lattice", "energy_pred", "valid"]
+    assert kept.select(same).equals(was.select(same))
 
 
 def test_a_campaign_that_shrinks_leaves_no_shards_behind(finished: Finished, tmp_path: Path) -> None:
@@ -144,10 +167,16 @@ def test_a_campaign_that_shrinks_leaves_no_shards_behind(finished: Finished, tmp
     run = run_snakemake("screen_candidates", *less, cwd=folder, PYTHONPATH=str(finished.source))
     assert run.code == 0, run.output
     assert run.jobs == {"plan_candidates": 1, "screen_candidates": 1}
-    assert len(list((folder / "results/tiny/candidates/generated").iterdir())) == 1
-    moved = "work/tiny/earlier/candidates/generated/shard-0001.parquet"
-    assert (folder / moved).exists()
-    assert f"moved to {moved}" in run.output
+    results = folder / "results/tiny/candidates"
+    for name, file in (
+        ("planned", "shard-00001-000.parquet"),
+        ("generated", "shard-00001-000.parquet"),
+        ("screened", "shard-00001.parquet"),
+    ):
+        assert len(list((results / name).iterdir())) == 1
+        moved = f"work/tiny/earlier/candidates/{name}/{file}"
+        assert (folder / moved).exists()
+        assert f"moved to {moved}" in run.output
     assert len(list((folder / "results/tiny/relaxed").iterdir())) == 2
 
 
@@ -155,6 +184,6 @@ def test_a_lost_shard_is_made_again(finished: Finished, tmp_path: Path) -> None:
     """Asked for by its stage, as Snakemake asks no further back than what is there."""
     folder = tmp_path / "lost"
     shutil.copytree(finished.folder, folder)
-    (folder / "results/tiny/candidates/generated/shard-0001.parquet").unlink()
+    (folder / "results/tiny/candidates/generated/shard-00001-000.parquet").unlink()
     run = Finished(folder, finished.campaign, finished.source).dry_run("generate_candidates")
     assert run.jobs == {"generate_candidates": 1}

@@ -111,42 +111,51 @@ def test_every_stage_has_files() -> None:
 
 
 def growing(compositions: list[str], samples: int = 4, **generate: object) -> Campaign:
-    values = {"compositions": [{"formula": f} for f in compositions], "samples": samples, "shard_size": 8}
+    values = {"compositions": [{"formula": f} for f in compositions], "samples": samples}
+    values |= {"shard_compositions": 2, "round_samples": 3}
     return parse_campaign({"name": "x", "generate": values | generate}, "x")
 
 
 def test_a_shard_is_known_from_the_configuration_exactly() -> None:
-    """Two campaigns describe a shard alike where its rows of the plan are alike, and only there."""
+    """Two campaigns describe a round of a shard alike where its rows of the plan are alike, and only there."""
     campaigns = [
         growing(["NaCl", "KBr", "MgO"]),
         growing(["NaCl", "KBr", "MgO", "CaO", "LiF"]),
         growing(["NaCl", "Cl1Na1", "KBr", "MgO"]),  # merged into the first
         growing(["KBr", "NaCl", "MgO"]),
-        growing(["NaCl", "KBr", "MgO"], samples=5),
-        growing(["NaCl", "KBr", "MgO"], shard_size=7),
+        growing(["NaCl", "KBr", "MgO"], samples=7),
+        growing(["NaCl", "KBr", "MgO"], shard_compositions=3),
+        growing(["NaCl", "KBr", "MgO"], round_samples=2),
+        growing(["NaCl", "KBr", "MgO"], template_share=0.25),
     ]
     seen: dict[str, list[dict[str, object]]] = {}
     for campaign in campaigns:
         generate = campaign.generate
         plan = plan_table(
-            explicit_compositions(generate.compositions or []), generate.samples, generate.shard_size
+            explicit_compositions(generate.compositions or []),
+            generate.samples,
+            generate.shard_compositions,
+            generate.round_samples,
+            generate.template_share,
         ).to_pylist()
         for shard in range(planned_shards(campaign)):
-            rows = [row for row in plan if row["shard"] == shard]
-            assert seen.setdefault(planned_shard(campaign, shard), rows) == rows
-    assert planned_shard(campaigns[0], 0) == planned_shard(campaigns[1], 0) == planned_shard(campaigns[2], 0)
-    assert planned_shard(campaigns[0], 1) != planned_shard(campaigns[1], 1)  # was not full
+            for number in range(generate.rounds):
+                rows = [row for row in plan if (row["shard"], row["round"]) == (shard, number)]
+                assert rows
+                assert seen.setdefault(planned_shard(campaign, shard, number), rows) == rows
+    first, longer, _, _, more, *_ = campaigns
+    assert planned_shard(first, 0, 0) == planned_shard(longer, 0, 0) == planned_shard(more, 0, 0)
+    assert planned_shard(first, 0, 1) != planned_shard(more, 0, 1)  # was not full
+    assert planned_shard(first, 1, 0) != planned_shard(longer, 1, 0)  # nor was this
 
 
 def test_the_test_split_grows_by_shards() -> None:
     small, large = (
-        parse_campaign(
-            {"name": "x", "generate": {"test_split": {"limit": limit}, "samples": 4, "shard_size": 8}}, "x"
-        )
+        parse_campaign({"name": "x", "generate": {"test_split": {"limit": limit}, "shard_compositions": 2}}, "x")
         for limit in (3, 9)
     )
-    assert planned_shard(small, 0) == planned_shard(large, 0)
-    assert planned_shard(small, 1) != planned_shard(large, 1)
+    assert planned_shard(small, 0, 0) == planned_shard(large, 0, 0)
+    assert planned_shard(small, 1, 0) != planned_shard(large, 1, 0)
 
 
 class Wildcards(dict[str, str]):
@@ -197,7 +206,27 @@ UPSTREAM_ONLY = {
     "plan_candidates": ("evaluation", "qe", "report", "training", "process", "candidates.screen"),
     "generate_candidates": ("evaluation", "qe", "report", "candidates.screen"),
     "train_ranker": ("candidates", "evaluation", "qe", "report", "sources"),
-    "screen_candidates": ("qe", "report"),
+    "sort_references": (
+        "training",
+        "energy",
+        "process",
+        "model",
+        "evaluation",
+        "qe",
+        "report",
+        "candidates.screen",
+    ),
+    "screen_shard": ("qe", "report", "evaluation", "candidates.screened"),
+    "screen_candidates": (
+        "training",
+        "energy",
+        "process",
+        "model",
+        "evaluation",
+        "qe",
+        "report",
+        "candidates.screen",
+    ),
     "evaluate": ("qe", "report"),
     "finetune_property": ("candidates", "evaluation", "qe", "report", "sources", "process.sampler"),
     "predict_property": ("training", "evaluation", "qe", "report", "crysdb", "sources"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dao_pipeline.config import Campaign, Composition
 from dao_pipeline.crystals.crystal import reduced_formula
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
 from dao_pipeline.crystals.formula import parse_formula
-from dao_pipeline.crystals.table import iter_tables, read_table
+from dao_pipeline.crystals.table import iter_tables, read_about, read_table
 from dao_pipeline.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -104,13 +105,43 @@ def _from_crystal(atomic_numbers: list[int], target_id: str) -> Requested:
     return requested(formula, units, target_id)
 
 
-def campaign_compositions(campaign: Campaign, crysdb: Path) -> list[Requested]:
-    """All compositions that a campaign asks for, feasible or not.
+def count_compositions(campaign: Campaign) -> int:
+    """How many compositions a campaign asks for, known before any stage has run; of the test split at most.
+
+    The numbers of shards and of jobs follow from it.
+    """
+    if campaign.generate.compositions is None:
+        return campaign.generate.test_split.limit
+    return len(_merged(tuple(campaign.generate.compositions)))
+
+
+def asked_compositions(campaign: Campaign, start: int = 0, stop: int | None = None) -> list[Requested] | None:
+    """Compositions ``start`` to ``stop`` of those that are known before any stage has run.
+
+    None where they come from the test split.
+    """
+    if campaign.generate.compositions is None:
+        return None
+    return list(_merged(tuple(campaign.generate.compositions))[start:stop])
+
+
+@lru_cache(maxsize=4)
+def _merged(compositions: tuple[Composition, ...]) -> tuple[Requested, ...]:
+    return tuple(explicit_compositions(compositions))
+
+
+def campaign_compositions(
+    campaign: Campaign, crysdb: Path, start: int = 0, stop: int | None = None
+) -> list[Requested]:
+    """Compositions ``start`` to ``stop`` of those that a campaign asks for, feasible or not.
+
+    A composition's place among all of them is its number: in candidates' ids and in the division into shards.
 
     Raises UserError when the test split is asked for and holds no target.
     """
-    if campaign.generate.compositions is not None:
-        return explicit_compositions(campaign.generate.compositions)
+    asked = asked_compositions(campaign, start, stop)
+    if asked is not None:
+        return asked
     path = crysdb / "test.parquet"
     test = read_table(path, columns=_present(path, _TEST_COLUMNS))
     targets = known_targets(test, campaign.generate.test_split.limit, _preferred(campaign))
@@ -119,7 +150,7 @@ def campaign_compositions(campaign: Campaign, crysdb: Path) -> list[Requested]:
             f"{path}: the test split holds no crystal, so there is nothing to predict. "
             "Give generate.compositions, or raise crysdb.test_fraction."
         )
-    return targets
+    return targets[start:stop]
 
 
 def _preferred(campaign: Campaign) -> Sequence[str]:
@@ -139,7 +170,10 @@ def _present(path: Path, columns: Sequence[str]) -> list[str]:
 
 
 def known_elements(table: Path) -> set[int]:
-    """Atomic numbers that occur in a crystal table; streamed."""
+    """Atomic numbers that occur in a crystal table: what its metadata says, or else what it holds, streamed."""
+    noted = read_about(table).get("elements")
+    if noted is not None:
+        return set(noted)
     known: set[int] = set()
     for piece in iter_tables(table, rows=50_000, columns=["atomic_numbers"]):
         known.update(np.unique(np.asarray(piece["atomic_numbers"].combine_chunks().flatten())).tolist())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dao_pipeline.crystals.cif import cif_text
 from dao_pipeline.crystals.crystal import Crystal, from_table
@@ -51,19 +52,29 @@ def cif_comment(crystal: Crystal) -> str:
     )
 
 
-def write_top(table: pa.Table, top_k: int, path: Path) -> None:
-    """Write the candidates of a screened table with rank up to ``top_k`` as a zip of CIF files, atomically.
+class TopWriter:
+    """A zip of CIF files that is filled shard by shard; ``files`` are in it so far."""
 
-    In order of the compositions, then rank. The zip is empty if nothing is ranked.
-    """
-    columns = [name for name in (*_COLUMNS, "probability") if name in table.column_names]
-    best = table.select(columns).filter(pc.fill_null(pc.less_equal(table["rank"], top_k), False))
-    crystals = list(from_table(best))
-    first = {name: i for i, name in reversed(list(enumerate(table["composition"].to_pylist())))}
-    crystals.sort(key=lambda c: (first[c.extra["composition"]], c.extra["rank"]))
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.files = 0
+        self._archive = archive
+
+    def write(self, table: pa.Table) -> None:
+        """Add all candidates of a screened table, in order of the compositions, then rank."""
+        columns = [name for name in (*_COLUMNS, "probability") if name in table.column_names]
+        crystals = list(from_table(table.select(columns)))
+        first = {name: i for i, name in reversed(list(enumerate(table["composition"].to_pylist())))}
+        crystals.sort(key=lambda c: (first[c.extra["composition"]], c.extra["rank"]))
         for crystal in crystals:
             entry = zipfile.ZipInfo(cif_name(crystal), date_time=_LONG_AGO)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, cif_text(crystal, cif_comment(crystal)))
+            self._archive.writestr(entry, cif_text(crystal, cif_comment(crystal)))
+        self.files += len(crystals)
+
+
+@contextmanager
+def writing_top(path: Path) -> Iterator[TopWriter]:
+    """Write a zip of CIF files; it appears when the block has succeeded, and is empty if nothing was written."""
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        yield TopWriter(archive)

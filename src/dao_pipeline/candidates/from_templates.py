@@ -14,8 +14,9 @@ from dao_pipeline.crystals.flat import FlatCrystals, flatten
 from dao_pipeline.errors import UserError
 from dao_pipeline.model.dao import DaoModel
 from dao_pipeline.model.layout import Layout
-from dao_pipeline.process import flow_sampler, sampler
 from dao_pipeline.process.flow import Flow
+from dao_pipeline.process.noise_stream import Candidates
+from dao_pipeline.process.sample import sampled_by
 from dao_pipeline.process.sampler import Sampled
 from dao_pipeline.process.symmetrize import Symmetrizer
 from dao_pipeline.process.template_sampler import noised, refine
@@ -24,7 +25,7 @@ from dao_pipeline.process.template_sampler import noised, refine
 def template_rows(
     rows: pa.Table, proposed: pa.Table, generator: DaoModel | None, settings: Generate, seed: int
 ) -> pa.Table:
-    """One crystal per row of a plan from its template in ``proposed``, all in one batch.
+    """One crystal per row of a plan from its template in ``proposed``, all in one batch. seed: the campaign's.
 
     Known crystals of the composition stay as they are, as all do without a generator.
     """
@@ -35,22 +36,25 @@ def template_rows(
     refined = ~known if settings.template_refinement != "none" else np.zeros_like(known)
     if refined.any():
         assert generator is not None, "the campaign is checked for it"
-        moved = refine_templates(crystals.select(refined), generator, settings, seed)
+        candidates = Candidates.of(seed, rows["composition"].to_pylist(), rows["sample"].to_numpy())
+        moved = refine_templates(crystals.select(refined), generator, settings, candidates.select(refined))
         coords, lattice = coords.copy(), lattice.copy()
         coords[np.repeat(refined, crystals.counts)], lattice[refined] = moved.frac, moved.lattice
     origin = np.select([known, refined], ["known", "template_refined"], "template")
     columns = {
-        "source": ["known" if k else "template" for k in known],
-        "origin": origin.tolist(),
-        "template_id": found["template_id"].to_pylist(),
-        "template_distance": found["template_distance"].to_pylist(),
-        "guidance_scale": [None] * len(known),
+        "source": np.where(known, "known", "template"),
+        "origin": origin,
+        "template_id": found["template_id"],
+        "template_distance": found["template_distance"],
+        "guidance_scale": pa.nulls(len(known)),
     }
     return as_candidates(rows, coords, lattice, settings, columns)
 
 
-def refine_templates(crystals: FlatCrystals, generator: DaoModel, settings: Generate, seed: int) -> FlatCrystals:
-    """What DAO-G makes of templates; lattices in angstrom, in reduced cells.
+def refine_templates(
+    crystals: FlatCrystals, generator: DaoModel, settings: Generate, candidates: Candidates
+) -> FlatCrystals:
+    """What DAO-G makes of templates; lattices in angstrom, in reduced cells. candidates: whose noise they take.
 
     Raises UserError for a generator that has not learned paths from templates, where they are asked for.
     """
@@ -84,32 +88,9 @@ def refine_templates(crystals: FlatCrystals, generator: DaoModel, settings: Gene
             symmetry = Symmetrizer.of(crystals, device, generator.dtype)
             moved = refine(denoise, layout, schedule, template, steps=settings.template_steps, symmetry=symmetry)
         else:
-            how = settings.sampling(generator.process)
-            random = torch.Generator(device).manual_seed(seed)
-            start = noised(schedule, layout, template, settings.template_noise, random)
-            if isinstance(schedule, Flow):
-                moved = flow_sampler.sample(
-                    denoise,
-                    layout,
-                    schedule,
-                    steps=how.steps,
-                    generator=random,
-                    method="midpoint" if how.method == "midpoint" else "euler",
-                    annealing=how.annealing or 0.0,
-                    start=start,
-                )
-            else:
-                moved = sampler.sample(
-                    denoise,
-                    layout,
-                    schedule,
-                    steps=how.steps,
-                    generator=random,
-                    corrector=how.method == "predictor-corrector",
-                    step_size=settings.step_size,
-                    bound=generator.process.lattice_scale != "none",
-                    start=start,
-                )
+            stream = candidates.noise(layout)
+            start = noised(schedule, layout, template, settings.template_noise, stream)
+            moved = sampled_by(generator, settings, denoise, layout, stream, start=start)
     return FlatCrystals(
         numbers=crystals.numbers,
         frac=moved.frac_coords.double().cpu().numpy(),

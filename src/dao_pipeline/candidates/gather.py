@@ -1,7 +1,8 @@
-"""Generated shards against the plan: every planned candidate exactly once, and no other."""
+"""The candidates of a shard against its plan: every planned candidate exactly once, and no other."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dao_pipeline.candidates.plan import PLAN_COLUMNS
+from dao_pipeline.candidates.plan import PLAN_COLUMNS, shard_file
 from dao_pipeline.crystals.flat import list_lengths
 from dao_pipeline.crystals.schema import COLUMNS
-from dao_pipeline.crystals.table import read_table, table_files
+from dao_pipeline.crystals.table import read_table
 from dao_pipeline.errors import UserError
 
-GENERATED_COLUMNS = ("id", "source", "composition", "shard", "status", "frac_coords", "lattice", "atomic_numbers")
+GENERATED_COLUMNS = ("id", "source", "composition", "sample", "status", "frac_coords", "lattice", "atomic_numbers")
 """Columns that a shard must have."""
 
 
-def gather_shards(plan: pa.Table, generated: Path) -> pa.Table:
-    """All generated candidates in the order of the plan.
+def read_plan(files: Sequence[Path]) -> pa.Table:
+    """The rows of several plans in order of composition, then sample."""
+    plan = pa.concat_tables([read_table(file, PLAN_COLUMNS) for file in files])
+    number = np.array([int(name.split(":")[1]) for name in plan["id"].to_pylist()], dtype=np.int64)
+    return plan.take(np.lexsort((plan["sample"].to_numpy(), number)))
+
+
+def gather_shard(plan: pa.Table, generated: Sequence[Path]) -> pa.Table:
+    """All candidates in the files ``generated``, in the order of the plan.
 
     Raises UserError, naming files, candidates and remedy, for missing, repeated and foreign rows and for rows
-    that belong to another plan (composition, shard or atoms differ).
+    that belong to another plan (composition or atoms differ).
     """
     names: dict[str, str] = {}
     tables = []
     planned = set(plan["id"].to_pylist())
-    for file in table_files(generated):
+    for file in generated:
         table = read_table(file)
         if absent := [name for name in GENERATED_COLUMNS if name not in table.column_names]:
             raise UserError(f"{file}: columns {', '.join(absent)} are missing. Rerun generate_candidates.")
@@ -43,30 +51,28 @@ def gather_shards(plan: pa.Table, generated: Path) -> pa.Table:
                 raise UserError(f"{file}: {candidate} is {other}. Delete the file that is not from this plan.")
             names[candidate] = file.name
         tables.append(table)
-    _refuse_missing(plan, set(names), generated)
+    _refuse_missing(plan, set(names))
     table = pa.concat_tables(tables, promote_options="default").combine_chunks()
     order = pc.index_in(plan["id"], value_set=table["id"])
     table = table.take(order)
-    _refuse_other_plan(plan, table, generated, names)
+    _refuse_other_plan(plan, table, names)
     return _complete(plan, table)
 
 
-def _refuse_missing(plan: pa.Table, found: set[str], generated: Path) -> None:
-    rows = zip(plan["id"].to_pylist(), plan["shard"].to_pylist(), strict=True)
-    missing = [(candidate, shard) for candidate, shard in rows if candidate not in found]
-    if missing:
-        shards = ", ".join(map(str, sorted({shard for _, shard in missing})[:20]))
+def _refuse_missing(plan: pa.Table, found: set[str]) -> None:
+    missing = plan.filter(pc.invert(pc.is_in(plan["id"], value_set=pa.array(sorted(found), pa.string()))))
+    if missing.num_rows:
+        places = zip(missing["shard"].to_pylist(), missing["round"].to_pylist(), strict=True)
+        files = ", ".join(shard_file(*place) for place in dict.fromkeys(places))
         raise UserError(
-            f"{generated}: {len(missing)} of {plan.num_rows} candidates are missing, e.g. {missing[0][0]}. "
-            f"Rerun generate_candidates for shard {shards}."
+            f"{missing.num_rows} of {plan.num_rows} candidates are missing, e.g. {missing['id'][0].as_py()}. "
+            f"Rerun generate_candidates for {files}."
         )
 
 
-def _refuse_other_plan(plan: pa.Table, table: pa.Table, generated: Path, names: dict[str, str]) -> None:
+def _refuse_other_plan(plan: pa.Table, table: pa.Table, names: dict[str, str]) -> None:
     """Ids are numbers, so shards of another plan can carry the right ids: what they stand for must agree."""
-    same = np.ones(plan.num_rows, dtype=bool)
-    for name in ("composition", "shard"):
-        same &= np.asarray(pc.fill_null(pc.equal(plan[name], table[name]), False))
+    same = np.asarray(pc.fill_null(pc.equal(plan["composition"], table["composition"]), False)).copy()
     pairs = zip(plan["atomic_numbers"].to_pylist(), table["atomic_numbers"].to_pylist(), strict=True)
     for i, (asked, got) in enumerate(pairs):
         same[i] &= got is None or sorted(asked) == sorted(got)
@@ -74,9 +80,9 @@ def _refuse_other_plan(plan: pa.Table, table: pa.Table, generated: Path, names: 
         row = int(np.flatnonzero(~same)[0])
         candidate = plan["id"][row].as_py()
         raise UserError(
-            f"{generated / names[candidate]}: {candidate} was generated for another plan ("
-            f"{table['composition'][row].as_py()}, shard {table['shard'][row].as_py()}; the plan says "
-            f"{plan['composition'][row].as_py()}, shard {plan['shard'][row].as_py()}). Rerun generate_candidates."
+            f"{names[candidate]}: {candidate} was generated for another plan "
+            f"({table['composition'][row].as_py()}; this one says {plan['composition'][row].as_py()}). "
+            "Rerun generate_candidates."
         )
 
 

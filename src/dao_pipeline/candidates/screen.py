@@ -1,4 +1,4 @@
-"""Stage screen_candidates: check, group, compare with known crystals, rank, export the best.
+"""Screening of whole compositions: check, group, compare with known crystals, rank.
 
 One row per planned candidate, whatever happened to it; ``status`` is ok exactly for the valid ones. Candidates are
 ranked by predicted energy or, if the campaign has a ranker, by the probability of being the ground state.
@@ -6,7 +6,6 @@ ranked by predicted energy or, if the campaign has a ranker, by the probability 
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dao_pipeline.candidates.export import write_top
-from dao_pipeline.candidates.gather import gather_shards
-from dao_pipeline.config import Campaign, Matcher, Screen, stage_settings
+from dao_pipeline.config import Campaign, Matcher, Screen
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.flat import flatten
 from dao_pipeline.crystals.geometry import shortest_distances, volumes
-from dao_pipeline.crystals.held_out import training_of
 from dao_pipeline.crystals.schema import COLUMNS
-from dao_pipeline.crystals.table import iter_tables, provenance, read_about, read_table, write_table
 from dao_pipeline.parallel import parallel_map
 from dao_pipeline.ranking.pool import gathered, pool
 
@@ -35,30 +30,23 @@ if TYPE_CHECKING:
 
     from dao_pipeline.crystals.matching import Sameness
 
-log = logging.getLogger(__name__)
-
 _STRUCTURE = ["id", "source", "formula", "atomic_numbers", "frac_coords", "lattice"]
 
 
-def screen_candidates(
+def screen_table(
+    table: pa.Table,
+    references: dict[str, list[Crystal]],
     campaign: Campaign,
-    plan: Path,
-    generated: Path,
-    crysdb: Path,
     energy_model: Path | None,
-    out: Path,
     ranker: Path | None = None,
-) -> None:
-    """Write the screened table, and ``top.zip`` with CIF files beside it.
+) -> pa.Table:
+    """The candidates of whole compositions, as ``gather`` gives them, with all columns of screening.
 
-    energy_model: DAO-P; None: ``energy_pred`` is null. ranker: what ``train_ranker`` wrote; None: candidates are
-    ranked by predicted energy.
-
-    Raises UserError where the shards in ``generated`` are not exactly the plan.
+    references: known crystals by reduced formula. energy_model: DAO-P; None: ``energy_pred`` is null. ranker: what
+    ``train_ranker`` wrote; None: candidates are ranked by predicted energy.
     """
     from dao_pipeline.energy.predict import predict_with_std
 
-    table = gather_shards(read_table(plan), generated)
     energies, std = np.full(table.num_rows, np.nan), None
     if energy_model is not None:
         energies, std = predict_with_std(energy_model, table, batch_atoms=campaign.generate.batch_atoms)
@@ -66,30 +54,10 @@ def screen_candidates(
     table = set_column(table, "energy_pred", [float(e) if isfinite(e) else None for e in energies])
     if std is not None:
         table = set_column(table, "energy_std_pred", [float(s) if isfinite(s) else None for s in std])
-    references = read_references(crysdb, set(table["formula"].to_pylist()))
     threads = campaign.compute.cpu.threads
-    probabilities, training = None, read_about(generated).get("training")
-    inputs = {"plan": plan, "generated": generated, "crysdb": crysdb}
-    if energy_model is not None:
-        inputs["energy_model"] = energy_model
-    if ranker is not None:
-        probabilities = predict_probabilities(ranker, table, threads)
-        inputs["ranker"] = ranker
-        training = None if training is None else {**training, "ranker": training_of(ranker)}
+    probabilities = None if ranker is None else predict_probabilities(ranker, table, threads)
     table = compare(table, references, campaign.screen, threads, probabilities, campaign.ranking.matcher)
-    table = set_column(table, "structure_type_known", known_types(table))
-    about = provenance(
-        "screen_candidates",
-        campaign=campaign.name,
-        settings=stage_settings(campaign, "screen_candidates"),
-        inputs=inputs,
-        symprec=campaign.screen.symprec,
-        training=training,
-    )
-    write_top(table, campaign.screen.top_k, out.parent / "top.zip")
-    write_table(table, out, about)
-    counts = {name: int(pc.sum(table[name]).as_py() or 0) for name in ("valid", "unique", "novel")}
-    log.info("%d candidates: %s", table.num_rows, ", ".join(f"{n} {name}" for name, n in counts.items()))
+    return set_column(table, "structure_type_known", known_types(table))
 
 
 def set_column(table: pa.Table, name: str, values: Sequence[Any] | np.ndarray) -> pa.Table:
@@ -131,21 +99,6 @@ def predict_probabilities(ranker: Path, table: pa.Table, workers: int) -> list[f
     for row, probability in zip(valid.tolist(), found.tolist(), strict=True):
         probabilities[row] = probability
     return probabilities
-
-
-def read_references(crysdb: Path, formulas: set[str]) -> dict[str, list[Crystal]]:
-    """Crystals of the training and validation splits with one of the reduced ``formulas``, by formula.
-
-    Streamed: only what is compared is held in memory.
-    """
-    wanted = pa.array(sorted(formulas), pa.string())
-    found: dict[str, list[Crystal]] = defaultdict(list)
-    for name in ("train", "val"):
-        for piece in iter_tables(crysdb / f"{name}.parquet", columns=_STRUCTURE):
-            rows = piece.filter(pc.is_in(piece["formula"], value_set=wanted))
-            for crystal, formula in zip(from_table(rows), rows["formula"].to_pylist(), strict=True):
-                found[formula].append(crystal)
-    return dict(found)
 
 
 def known_types(table: pa.Table) -> list[bool | None]:

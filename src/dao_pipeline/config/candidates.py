@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, floor
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
@@ -122,9 +122,9 @@ class Generate(Section):
         0.5,
         ge=0,
         le=1,
-        description="share of each composition's candidates, rounded up, that are made from known structures with "
-        "the elements replaced (section templates); those that find no template are generated like the others "
-        "(paper: 0)",
+        description="share of each composition's candidates, rounded down, that are made from known structures "
+        "with the elements replaced (section templates); those that find no template are generated like the "
+        "others (paper: 0)",
     )
     template_refinement: Literal["none", "path", "noise"] = Field(
         "none",
@@ -135,13 +135,26 @@ class Generate(Section):
     template_noise: float = Field(
         0.1, gt=0, le=1, description="noise level of template_refinement: noise, as a share of process.timesteps"
     )
-    shard_size: int = Field(1_000, ge=1, description="candidates per shard, one job each")
+    shard_compositions: int = Field(
+        50,
+        ge=1,
+        le=100_000,
+        description="compositions per shard, one job of the screening each; more for millions",
+    )
+    round_samples: int = Field(
+        20, ge=1, le=100_000, description="samples of each of its compositions per round of a shard, one job each"
+    )
     batch_atoms: int = Field(6_000, ge=10, description="atoms per sampling batch")
 
     @property
     def templates(self) -> int:
         """Candidates of each composition that are made from templates, where it has so many."""
-        return ceil(round(self.template_share * self.samples, 9))
+        return floor(round(self.template_share * self.samples, 9))
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of each shard."""
+        return ceil(self.samples / self.round_samples)
 
     def sampling(self, process: Process) -> Sampling:
         """The sampler of a process, defaults filled in.
@@ -186,3 +199,9 @@ class Screen(Section):
         description="decides uniqueness and novelty (pymatgen's defaults)",
     )
     top_k: int = Field(5, ge=1, description="candidates per composition that are exported and shown")
+    top_files: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="files in top.zip at most; if top_k asks for more, those of lower rank are left out first",
+    )

@@ -7,6 +7,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from dao_pipeline.config.campaign import Campaign
+from dao_pipeline.config.candidates import Screen
+
+_OF_THE_WHOLE = ("top_k", "top_files")
+"""Keys of ``screen`` that matter only when the shards are put together."""
 
 STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "download": ("data",),
@@ -36,13 +40,14 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "generate.compositions",
         "generate.test_split",
         "generate.samples",
-        "generate.shard_size",
+        "generate.shard_compositions",
+        "generate.round_samples",
         "generate.max_atoms",
         "generate.template_share",
         "seed",
     ),
     "index_templates": ("templates.distance", "templates.learned", "templates.same_type"),
-    "propose_templates": ("templates.exclude", "generate.template_share", "generate.samples"),
+    "propose_templates": ("templates.exclude",),
     "generate_candidates": (
         "generate.steps",
         "generate.corrector",
@@ -58,7 +63,13 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "seed",
     ),
     "train_ranker": ("ranking", "screen.symprec", "seed"),
-    "screen_candidates": ("screen", "ranking.model", "ranking.matcher"),
+    "sort_references": (),
+    "screen_shard": (
+        *(f"screen.{name}" for name in Screen.model_fields if name not in _OF_THE_WHOLE),
+        "ranking.model",
+        "ranking.matcher",
+    ),
+    "screen_candidates": tuple(f"screen.{name}" for name in _OF_THE_WHOLE),
     "evaluate": (
         "evaluate",
         "generate.compositions",

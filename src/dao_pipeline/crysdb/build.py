@@ -28,6 +28,7 @@ from dao_pipeline.crysdb.ledger import Ledger, Rejections
 from dao_pipeline.crysdb.select import PHASES, Selection, select
 from dao_pipeline.crysdb.split import SPLITS, TRAIN
 from dao_pipeline.crysdb.store import Store, StoreWriter
+from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
 from dao_pipeline.crystals.flat import structure_columns
 from dao_pipeline.crystals.formula import parse_formula
 from dao_pipeline.crystals.held_out import crystals_digest
@@ -233,6 +234,13 @@ def _write(raw: Path, store: Store, facts: Facts, chosen: Selection, out: Path, 
             table = pa.table(values, schema=schema)
             for k, split in enumerate((train, val, test)):
                 split.write(table.filter(pa.array(side == k)))
+        train.about["elements"] = sorted(ATOMIC_NUMBERS[symbol] for symbol in _trained(facts, chosen))
+
+
+def _trained(facts: Facts, chosen: Selection) -> set[str]:
+    """Symbols of the elements of the training split."""
+    formulas = np.unique(facts.formula.code[chosen.rows[chosen.side == TRAIN]])
+    return {symbol for k in formulas.tolist() for symbol in parse_formula(facts.formula.names[k])}
 
 
 def _require_training(campaign: Campaign, facts: Facts, chosen: Selection, counts: dict[str, Any]) -> None:
@@ -248,9 +256,7 @@ def _require_training(campaign: Campaign, facts: Facts, chosen: Selection, count
     asked = campaign.generate.compositions or []
     if not asked:
         return
-    seen = {
-        z for k in np.unique(facts.formula.code[train]).tolist() for z in parse_formula(facts.formula.names[k])
-    }
+    seen = _trained(facts, chosen)
     for i, composition in enumerate(asked):
         for symbol in parse_formula(composition.formula):
             if symbol not in seen:

@@ -78,7 +78,9 @@ STAGES: dict[str, Column] = {
     # generation
     "target_id": Column(_text, "", "id of the test crystal whose composition was asked for, if any"),
     "composition": Column(_text, "", "composition as asked for"),
-    "shard": Column(_count, "", "shard that generated the candidate"),
+    "shard": Column(_count, "", "shard of the candidate: a block of the campaign's compositions"),
+    "round": Column(_count, "", "round of the candidate: a block of the samples of each composition"),
+    "template_rank": Column(_count, "", "in plans: the template that is asked for, by its rank from 0"),
     "sample": Column(_count, "", "number of the candidate within its composition"),
     "status": Column(_text, "", "ok, or why there is no usable crystal, e.g. no_template"),
     "guidance_scale": Column(_float, "", "multiplier of DAO-P's energy gradient in sampling"),
@@ -100,6 +102,12 @@ STAGES: dict[str, Column] = {
     "novel": Column(_flag, "", "matches no crystal of the reference table"),
     "rank": Column(
         _count, "", "rank among the unique valid candidates of a composition, by probability or predicted energy"
+    ),
+    "system_rank": Column(
+        _count,
+        "",
+        "rank among the best candidates of all compositions of a chemical system, by energy above the hull or "
+        "else by predicted energy",
     ),
     "probability": Column(
         _float,

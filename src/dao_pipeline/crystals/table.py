@@ -115,15 +115,16 @@ def write_table(table: pa.Table, path: Path, about: dict[str, Any]) -> None:
 class TableWriter:
     """A Parquet file that is written piece by piece: memory does not grow with the number of rows.
 
-    Pieces are collected into row groups of ``ROW_GROUP`` rows, so any cut of the same rows gives the same file.
+    Pieces are collected into row groups of a fixed size, so any cut of the same rows gives the same file.
 
     about: what the file says about itself; may be filled until the end. rows: written so far.
     """
 
-    def __init__(self, writer: pq.ParquetWriter, about: dict[str, Any]) -> None:
+    def __init__(self, writer: pq.ParquetWriter, about: dict[str, Any], group: int = ROW_GROUP) -> None:
         self.about = about
         self.rows = 0
         self._writer = writer
+        self._group = group
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
 
@@ -132,15 +133,15 @@ class TableWriter:
         self._waiting.append(piece.select(self._writer.schema.names).replace_schema_metadata())
         self._waiting_rows += piece.num_rows
         self.rows += piece.num_rows
-        if self._waiting_rows >= ROW_GROUP:
+        if self._waiting_rows >= self._group:
             self._flush(whole_groups=True)
 
     def _flush(self, whole_groups: bool) -> None:
         rows = pa.concat_tables([self._writer.schema.empty_table(), *self._waiting])
-        end = rows.num_rows - rows.num_rows % ROW_GROUP if whole_groups else rows.num_rows
-        for start in range(0, end, ROW_GROUP):
-            group = rows.slice(start, min(ROW_GROUP, end - start))
-            self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP)
+        end = rows.num_rows - rows.num_rows % self._group if whole_groups else rows.num_rows
+        for start in range(0, end, self._group):
+            group = rows.slice(start, min(self._group, end - start))
+            self._writer.write_table(group.combine_chunks(), row_group_size=self._group)
         self._waiting, self._waiting_rows = [rows.slice(end)], rows.num_rows - end
 
     def finish(self) -> None:
@@ -152,18 +153,22 @@ class TableWriter:
 
 @contextmanager
 def writing(
-    path: Path, schema: pa.Schema, about: dict[str, Any] | None = None, rows: int | None = None
+    path: Path,
+    schema: pa.Schema,
+    about: dict[str, Any] | None = None,
+    rows: int | None = None,
+    group: int = ROW_GROUP,
 ) -> Iterator[TableWriter]:
     """Write a table in pieces: yields what takes them. The file appears when the block has succeeded.
 
     Like ``write_table`` otherwise. Raises RuntimeError, and leaves no file, when the pieces have other than
-    ``rows`` rows together, where that is given.
+    ``rows`` rows together, where that is given. group: rows of a row group.
     """
     _check_columns(schema, path)
     schema = schema.remove_metadata()  # of the file that it was read from
     with replacing(path) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            out = TableWriter(writer, dict(about or {}))
+            out = TableWriter(writer, dict(about or {}), group)
             yield out
             out.finish()
         if rows is not None and out.rows != rows:

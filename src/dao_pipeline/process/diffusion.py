@@ -7,14 +7,19 @@ sigma. All tables have T + 1 entries, index t; index 0 is the clean crystal.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dao_pipeline.config import Process
 from dao_pipeline.model.layout import Layout
-from dao_pipeline.process.base import GenerativeProcess, Noisy
+from dao_pipeline.process.base import Drawn, GenerativeProcess, Noisy
 from dao_pipeline.process.wrapped_normal import score, score_second_moment
+
+if TYPE_CHECKING:
+    # Only then: training does not use it, and an edit of it must not retrain models.
+    from dao_pipeline.process.noise_stream import NoiseStream
 
 COSINE_OFFSET = 0.008
 BETA_LIMITS = (1e-4, 0.9999)
@@ -49,16 +54,23 @@ class Diffusion(GenerativeProcess):
         self._sigmas: list[float] = sigma.tolist()
         self.register_buffer("score_norm", score_norm, persistent=True)
 
-    def add_noise(
-        self, frac_coords: Tensor, lattice: Tensor, layout: Layout, t: Tensor, generator: torch.Generator
-    ) -> Noisy:
+    def draw(self, layout: Layout, generator: torch.Generator, dtype: torch.dtype) -> Drawn:
+        """Standard normal numbers, (N, 3) and (B, 3, 3)."""
+        device = layout.ptr.device
+        lattice = torch.randn((layout.num_crystals, 3, 3), generator=generator, device=device, dtype=dtype)
+        coords = torch.randn((len(layout.crystal), 3), generator=generator, device=device, dtype=dtype)
+        return Drawn(coords, lattice)
+
+    def draw_for(self, noise: NoiseStream, dtype: torch.dtype) -> Drawn:
+        """The same for sampling."""
+        return Drawn(noise.normal_coords(dtype), noise.normal_lattice(9, dtype).view(-1, 3, 3))
+
+    def at_level(self, frac_coords: Tensor, lattice: Tensor, layout: Layout, t: Tensor, drawn: Drawn) -> Noisy:
         """L_t = sqrt(abar) L_0 + sqrt(1 - abar) eps; F_t = (F_0 + sigma_t eps) mod 1.
 
         Targets: eps of the lattice; negative score of the coordinates over sqrt(lambda_t), 0 where t = 0.
         """
-        dtype, device = frac_coords.dtype, frac_coords.device
-        eps_l = torch.randn(lattice.shape, generator=generator, device=device, dtype=dtype)
-        eps_f = torch.randn(frac_coords.shape, generator=generator, device=device, dtype=dtype)
+        dtype, (eps_f, eps_l) = frac_coords.dtype, drawn
         alpha_bar = self.alpha_bar.to(dtype)[t][:, None, None]
         noisy_lattice = alpha_bar.sqrt() * lattice + (1 - alpha_bar).sqrt() * eps_l
         level = t[layout.crystal]

@@ -11,15 +11,20 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dao_pipeline.config import Process
 from dao_pipeline.model.layout import Layout
-from dao_pipeline.process.base import GenerativeProcess, Noisy
+from dao_pipeline.process.base import Drawn, GenerativeProcess, Noisy
 from dao_pipeline.process.log_metric import log_metric, metric_cell, pack, unpack
 from dao_pipeline.process.prior import LatticePrior
+
+if TYPE_CHECKING:
+    # Only then: training does not use it, and an edit of it must not retrain models.
+    from dao_pipeline.process.noise_stream import NoiseStream
 
 COORDS_VARIANCE = 1 / 12
 """Of a uniformly random point on [-1/2, 1/2): what displacements of many atoms have."""
@@ -57,17 +62,23 @@ class Flow(GenerativeProcess):
         self.register_buffer("prior_mean", mean.float().clone())
         self.register_buffer("prior_factor", factor.float().clone())
 
-    def add_noise(
-        self, frac_coords: Tensor, lattice: Tensor, layout: Layout, t: Tensor, generator: torch.Generator
-    ) -> Noisy:
+    def draw(self, layout: Layout, generator: torch.Generator, dtype: torch.dtype) -> Drawn:
+        """Uniform coordinates (N, 3) and Y_1 from the prior (B, 3, 3)."""
+        lattice = self.draw_lattice(layout.num_crystals, generator, dtype)
+        shape, device = (len(layout.crystal), 3), layout.ptr.device
+        return Drawn(torch.rand(shape, generator=generator, device=device, dtype=dtype), lattice)
+
+    def draw_for(self, noise: NoiseStream, dtype: torch.dtype) -> Drawn:
+        """The same for sampling: where it starts."""
+        return Drawn(noise.uniform_coords(dtype), self._from_prior(noise.normal_lattice(6, dtype)))
+
+    def at_level(self, frac_coords: Tensor, lattice: Tensor, layout: Layout, t: Tensor, drawn: Drawn) -> Noisy:
         """Crystals on their way to random noise; the cell comes out symmetric, exp(Y_s).
 
         Targets: sqrt(12) u; of the lattice ((1 - s) (Y_1 - m) - s (Y_0 - m)) / (r std), see ``lattice_velocity``.
         """
-        dtype, device = frac_coords.dtype, frac_coords.device
-        start = self.draw_lattice(len(lattice), generator, dtype)
-        u = torch.rand(frac_coords.shape, generator=generator, device=device, dtype=dtype) - 0.5
-        u = shortest_displacements(u, layout)
+        dtype, start = frac_coords.dtype, drawn.lattice
+        u = shortest_displacements(drawn.coords - 0.5, layout)
         s = (t.to(dtype) / self.timesteps)[:, None, None]
         y = log_metric(lattice)
         center = self.center(dtype)
@@ -113,7 +124,11 @@ class Flow(GenerativeProcess):
         """Y_1 of so many crystals from the prior, (B, 3, 3)."""
         device = self.prior_mean.device
         noise = torch.randn((crystals, 6), generator=generator, device=device, dtype=dtype)
-        return unpack(self.prior_mean.to(dtype) + noise @ self.prior_factor.to(dtype).T)
+        return self._from_prior(noise)
+
+    def _from_prior(self, noise: Tensor) -> Tensor:
+        """Y_1 from standard normal numbers (B, 6)."""
+        return unpack(self.prior_mean.to(noise.dtype) + noise @ self.prior_factor.to(noise.dtype).T)
 
     def coords_velocity(self, output: Tensor, layout: Layout) -> Tensor:
         """dF/ds, (N, 3), from the network's output, without drift."""

@@ -12,7 +12,8 @@ from dao_pipeline.model.layout import Layout
 from dao_pipeline.process.flow import Flow, displacement_variance
 from dao_pipeline.process.guidance import Steering
 from dao_pipeline.process.log_metric import log_metric, metric_cell
-from dao_pipeline.process.sampler import Denoiser, EnergyGradient, Sampled, Start, times_from
+from dao_pipeline.process.noise_stream import NoiseStream
+from dao_pipeline.process.sampler import Denoiser, EnergyGradient, Sampled, Start, Watch, times_from
 
 Method = Literal["euler", "midpoint"]
 
@@ -30,13 +31,14 @@ def sample(
     flow: Flow,
     *,
     steps: int,
-    generator: torch.Generator,
+    noise: NoiseStream,
     method: Method = "euler",
     annealing: float = 0.0,
     guidance: EnergyGradient | None = None,
     guidance_scale: float = 0.0,
     steering: Steering = Steering(),
     start: Start | None = None,
+    watch: Watch | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Sampled:
     """Draw one crystal for each of the layout's B crystals, from pure noise or from ``start``.
@@ -44,21 +46,21 @@ def sample(
     ``euler`` asks the network once per step. ``midpoint`` asks twice, never at s = 0, and is of second order; it
     needs steps <= T / 2, for there must be a level between two levels. Annealing and guidance are taken from the
     beginning of a step, so with them it is of first order. The noise that a run starts from depends on
-    ``generator`` and the layout only, so that runs with other steps or methods compare.
+    ``noise`` only, so that runs with other steps or methods compare.
 
     ``annealing`` a multiplies the velocity of the coordinates by 1 + a (1 - s), as CrystalFlow does, which
     settles them sooner; no step goes beyond the crystal that the velocity points at.
 
     ``guidance`` shifts velocities by the gradient of E_s times ``guidance_scale`` (``_guide``), once per step, as
     ``steering`` shapes it; at scale 0 it is not called, so results equal those without it bit for bit.
+    ``watch`` sees the start and the crystals after each step.
     """
     if method == "midpoint" and 2 * steps > flow.timesteps:
         raise ValueError(f"midpoint takes at most {flow.timesteps // 2} steps of {flow.timesteps} levels")
     device = layout.ptr.device
-    atoms, crystals = int(layout.ptr[-1]), layout.num_crystals
+    crystals = layout.num_crystals
     if start is None:
-        coords = torch.rand((atoms, 3), generator=generator, device=device, dtype=dtype)
-        y = flow.draw_lattice(crystals, generator, dtype)
+        coords, y = flow.draw_for(noise, dtype)
     else:
         coords, y = start.frac_coords, log_metric(start.lattice)
 
@@ -67,7 +69,10 @@ def sample(
         out_f, out_l = denoise(coords % 1.0, metric_cell(y), level)
         return flow.coords_velocity(out_f, layout), flow.lattice_velocity(out_l, y, t / flow.timesteps)
 
-    for t, then in itertools.pairwise(times_from(start, flow.timesteps, steps)):
+    times = times_from(start, flow.timesteps, steps)
+    if watch is not None:
+        watch(times[0], coords, metric_cell(y))
+    for t, then in itertools.pairwise(times):
         s, step = t / flow.timesteps, (t - then) / flow.timesteps
         move = min(step * (1 + annealing * (1 - s)), s)
         v_f, v_l = velocity(coords, y, t)
@@ -86,6 +91,8 @@ def sample(
             late = 0.5 / share
             v_f, v_l = (1 - late) * v_f + late * m_f, (1 - late) * v_l + late * m_l
         coords, y = (coords - move * v_f) % 1.0, y - step * v_l
+        if watch is not None:
+            watch(then, coords, metric_cell(y))
     return Sampled(coords, metric_cell(y))
 
 

@@ -52,13 +52,13 @@ def _bound(shift: Tensor, own: Tensor, clip: float) -> Tensor:
     return (clip * own / shift.clamp(min=tiny)).clamp(max=1.0)
 
 
-def choose(energies: Tensor, weight: float, generator: torch.Generator) -> Tensor:
+def choose(energies: Tensor, weight: float, uniform: Tensor) -> Tensor:
     """Which of m crystals drawn for each candidate is kept, (B,), with probability ~ exp(-weight E).
 
-    energies: (m, B), standardised; what is not finite is not kept unless nothing is. With many draws the kept one
+    energies: (m, B), standardised; what is not finite is not kept unless nothing is. uniform: (m, B), random
+    numbers between 0 and 1, double precision. With many draws the kept one
     follows the generator's distribution times exp(-weight E) (sampling, importance resampling; Rubin 1987).
     Candidates stay independent of each other, whatever else is in the batch.
     """
     logits = torch.where(energies.isfinite(), -weight * energies, -torch.inf)
-    uniform = torch.rand(energies.shape, generator=generator, device=energies.device, dtype=torch.float64)
     return (logits.double() - (-uniform.log()).log()).nan_to_num(neginf=-torch.inf).argmax(0)

@@ -22,14 +22,16 @@ def log_metric(lattice: Tensor) -> Tensor:
     """Y = 1/2 log(L L^T), (B, 3, 3) -> (B, 3, 3) symmetric. For data: without a gradient.
 
     In float64 inside, because L L^T squares the ratio of a needle's lengths. A cell without volume gives a
-    large but finite Y.
+    large but finite Y, one that is not finite gives NaN and leaves the others alone.
     """
     with torch.no_grad():
         exact = lattice.double()
-        values, vectors = torch.linalg.eigh(exact @ exact.transpose(1, 2))
+        metric = exact @ exact.transpose(1, 2)
+        finite = metric.isfinite().all(2, keepdim=True).all(1, keepdim=True)
+        values, vectors = torch.linalg.eigh(torch.where(finite, metric, 1.0))
         values = values.clamp(min=torch.finfo(torch.float64).tiny)
         result: Tensor = (vectors * (0.5 * values.log())[:, None, :]) @ vectors.transpose(1, 2)
-        return result.to(lattice.dtype)
+        return torch.where(finite, result, torch.nan).to(lattice.dtype)
 
 
 def metric_cell(y: Tensor) -> Tensor:

@@ -13,12 +13,16 @@ from torch import Tensor
 from dao_pipeline.model.layout import Layout
 from dao_pipeline.process.diffusion import Diffusion
 from dao_pipeline.process.guidance import Steering
+from dao_pipeline.process.noise_stream import NoiseStream
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(F (N, 3), L (B, 3, 3), t (B,)) -> the network's outputs for coordinates (N, 3) and lattice (B, 3, 3)."""
 
 EnergyGradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(F, L, t) -> gradients of the summed energy with respect to F (N, 3) and L (B, 3, 3)."""
+
+Watch = Callable[[int, Tensor, Tensor], None]
+"""(level, F, L): is shown the crystals on their way."""
 
 LARGEST_LATTICE = 4.0
 """Bound on the root mean square length of a predicted clean lattice, in units of the expected edge.
@@ -52,7 +56,7 @@ def sample(
     schedule: Diffusion,
     *,
     steps: int,
-    generator: torch.Generator,
+    noise: NoiseStream,
     corrector: bool = True,
     step_size: float = 1e-5,
     guidance: EnergyGradient | None = None,
@@ -60,6 +64,7 @@ def sample(
     steering: Steering = Steering(),
     bound: bool = True,
     start: Start | None = None,
+    watch: Watch | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Sampled:
     """Draw one crystal for each of the layout's B crystals, from pure noise or from ``start``.
@@ -67,30 +72,28 @@ def sample(
     With steps == timesteps, corrector and bound=False this is the published sampler: per level one Langevin
     step on the coordinates and one ancestral step on both. ``guidance`` adds -variance * scale * gradient to
     the predictor's means, as ``steering`` shapes it; at scale 0 it is not called, so results equal those without
-    it bit for bit.
+    it bit for bit. ``watch`` sees the start and the crystals after each step.
     """
-    device = layout.ptr.device
-    atoms, crystals = int(layout.ptr[-1]), layout.num_crystals
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
-
+    device, crystals = layout.ptr.device, layout.num_crystals
     if start is None:
-        coords = torch.rand((atoms, 3), generator=generator, device=device, dtype=dtype)
-        lattice = randn(crystals, 3, 3)
+        coords, lattice = noise.uniform_coords(dtype), noise.normal_lattice(9, dtype).view(-1, 3, 3)
     else:
         coords, lattice = start.frac_coords, start.lattice
     times = times_from(start, schedule.timesteps, steps)
+    if watch is not None:
+        watch(times[0], coords, lattice)
+    random = noise.steps(times[:-2], dtype, corrector)
     sigmas, score_norms = schedule.sigma.tolist(), schedule.score_norm.tolist()
     for t, s in itertools.pairwise(times):
+        drawn = next(random) if s > 0 else None
         level = torch.full((crystals,), t, device=device, dtype=torch.int64)
         root = math.sqrt(score_norms[t])
         if corrector:
             eta = step_size * (sigmas[t] / sigmas[1]) ** 2
             eps_f, _ = denoise(coords, lattice, level)
             coords = coords - eta * root * eps_f
-            if s > 0:
-                coords = coords + math.sqrt(2 * eta) * randn(atoms, 3)
+            if drawn is not None and drawn.corrector is not None:
+                coords = coords + math.sqrt(2 * eta) * drawn.corrector
             coords = coords % 1.0
         eps_f, eps_l = denoise(coords, lattice, level)
         a, b, lattice_std, root_alpha = schedule.lattice_step(t, s)
@@ -105,10 +108,12 @@ def sample(
             shift_f, shift_l = -(gamma**2) * guidance_scale * grad_f, -(lattice_std**2) * guidance_scale * grad_l
             next_coords = next_coords + steering.of_coords(shift_f, next_coords - coords, layout)
             next_lattice = next_lattice + steering.of_lattice(shift_l, next_lattice - lattice)
-        if s > 0:
-            next_coords = next_coords + gamma * randn(atoms, 3)
-            next_lattice = next_lattice + lattice_std * randn(crystals, 3, 3)
+        if drawn is not None:
+            next_coords = next_coords + gamma * drawn.coords
+            next_lattice = next_lattice + lattice_std * drawn.lattice
         coords, lattice = next_coords % 1.0, next_lattice
+        if watch is not None:
+            watch(s, coords, lattice)
     return Sampled(coords, lattice)
 
 

@@ -75,4 +75,6 @@ class Symmetrizer:
         cell = metric_cell(y)
         turned = self.rotations @ cell[self.crystal]
         metric = torch.zeros_like(y).index_add(0, self.crystal, turned @ turned.transpose(1, 2))
-        return log_metric(torch.linalg.cholesky(metric * self.crystal_weight))
+        # not ``cholesky``: one crystal whose cell is no cell any more must not end all others
+        factor, failed = torch.linalg.cholesky_ex(metric * self.crystal_weight)
+        return log_metric(torch.where((failed == 0)[:, None, None], factor, torch.nan))

@@ -10,6 +10,7 @@ from dao_pipeline.model.layout import Layout
 from dao_pipeline.process.base import GenerativeProcess
 from dao_pipeline.process.flow import Flow
 from dao_pipeline.process.log_metric import log_metric, metric_cell
+from dao_pipeline.process.noise_stream import NoiseStream
 from dao_pipeline.process.sampler import Denoiser, Sampled, Start, reverse_times
 from dao_pipeline.process.symmetrize import Symmetrizer
 
@@ -42,10 +43,11 @@ def refine(
 
 
 def noised(
-    process: GenerativeProcess, layout: Layout, template: Sampled, share: float, generator: torch.Generator
+    process: GenerativeProcess, layout: Layout, template: Sampled, share: float, noise: NoiseStream
 ) -> Start:
     """Templates at ``share`` of the process's noise levels, at least 2: where ``sample`` may start."""
     level = max(2, round(share * process.timesteps))
     t = torch.full((layout.num_crystals,), level, device=template.lattice.device, dtype=torch.int64)
-    noisy = process.add_noise(template.frac_coords, template.lattice, layout, t, generator)
+    drawn = process.draw_for(noise, template.lattice.dtype)
+    noisy = process.at_level(template.frac_coords, template.lattice, layout, t, drawn)
     return Start(noisy.frac_coords, noisy.lattice, level)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,11 +175,10 @@ def _models(folder: Path) -> list[Model]:
 
 
 def _timings(folder: Path) -> list[Timing]:
-    """Snakemake's benchmark files in the order of the stages; shards are named <stage>-<number>."""
+    """Snakemake's benchmark files in the order of the stages; shards are named <stage>-<numbers>."""
     found: dict[str, list[tuple[float, float | None]]] = {}
     for file in sorted(folder.glob("*.tsv")):
-        head, _, tail = file.stem.rpartition("-")
-        stage = head if head and tail.isdigit() else file.stem
+        stage = re.sub(r"(-\d+)+$", "", file.stem)
         with file.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream, delimiter="\t"):
                 try:

@@ -65,8 +65,8 @@ def overview(results: Results, top: Top | None, found: Found | None, funnel: Fun
         asked = 0 if results.screened is None else results.screened["composition"].nunique()
         made = 0 if results.screened is None else int(results.screened["template_id"].notna().sum())
         none = 0 if results.screened is None else int((results.screened["status"] == "no_template").sum())
-        others = f"{count(none)} found no template" if none == steps["Requested"] - made else "the others by DAO-G"
-        who = f"{count(made)} were made from known structures and {others}; " if made else ""
+        rest = f"{count(none)} found no template" if none == steps["Requested"] - made else "the others by DAO-G"
+        who = f"{count(made)} were made from known structures and {rest}; " if made else ""
         sentences.append(
             f"For {plural(asked, 'composition')} {plural(steps['Requested'], 'candidate')} "
             f"{'was' if steps['Requested'] == 1 else 'were'} asked for{'' if made else ' of DAO-G'}: {who}"

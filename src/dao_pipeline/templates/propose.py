@@ -35,7 +35,7 @@ def propose_templates(campaign: Campaign, plan: Path, index: Path, out: Path) ->
     templates = load(index)
     known = pc.is_valid(rows["target_id"])
     parts = [
-        proposal_table(templates, rows.filter(of_targets), campaign.generate.templates, exclude)
+        proposal_table(templates, rows.filter(of_targets), exclude)
         for of_targets, exclude in ((known, "composition"), (pc.invert(known), campaign.templates.exclude))
     ]
     table = pa.concat_tables(parts)
@@ -49,18 +49,20 @@ def propose_templates(campaign: Campaign, plan: Path, index: Path, out: Path) ->
     log.info("%d of %d candidates have a template", table.num_rows, rows.num_rows)
 
 
-def proposal_table(index: TemplateIndex, rows: pa.Table, count: int, exclude: str) -> pa.Table:
-    """Rows of a plan with the template whose rank is their number; those without one are left out.
+def proposal_table(index: TemplateIndex, rows: pa.Table, exclude: str) -> pa.Table:
+    """Rows of a plan with the template of their ``template_rank``; those that find none are left out.
 
-    count: templates per composition. Atoms are in the order of the plan. Columns: id, source, the structure,
-    origin (``template``, or ``known`` for a known crystal of this composition), template_id, template_distance.
+    Atoms are in the order of the plan. Columns: id, source, the structure, origin (``template``, or ``known`` for
+    a known crystal of this composition), template_id, template_distance.
     """
     names = pc.binary_join_element_wise(rows["composition"], pc.fill_null(rows["target_id"], ""), "\n").to_pylist()
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     group = np.array([number[name] for name in names], dtype=np.int64)
     example = np.unique(group, return_index=True)[1]
     asked = flat_numbers(rows)
-    place = dict(zip(zip(group.tolist(), rows["sample"].to_pylist(), strict=True), range(len(group)), strict=True))
+    ranks = pc.fill_null(rows["template_rank"], -1).to_pylist()
+    place = dict(zip(zip(group.tolist(), ranks, strict=True), range(len(group)), strict=True))
+    count = 1 + max([0, *ranks])
     tables = []
     for start in range(0, max(1, len(example)), AT_ONCE):  # once for an empty plan: a table with the same columns
         chosen = example[start : start + AT_ONCE]

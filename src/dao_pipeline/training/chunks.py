@@ -14,6 +14,7 @@ import torch
 from torch_geometric.data import Data
 
 from dao_pipeline.crystals.batch import cut_evenly, part
+from dao_pipeline.device import out_of_memory
 from dao_pipeline.errors import UserError
 from dao_pipeline.training.distributed import Processes
 
@@ -31,14 +32,6 @@ def chunk_budget(chunk_atoms: int | None, batch_atoms: int, processes: Processes
     if chunk_atoms is None:
         chunk_atoms = share if processes.device.type == "cuda" else CPU_CHUNK_ATOMS
     return min(chunk_atoms, share)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Did an allocation fail, on a GPU or on the CPU?"""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # PyTorch's CPU allocator has no exception of its own
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
 
 
 def compute_share(
