@@ -5,8 +5,9 @@ proposes crystals for known compositions (templates of the same composition excl
 each method with the known crystal. Every target counts, those without proposals as misses. Writes a table of match
 rates with 95 % bootstrap intervals and paired differences, a reliability diagram (PNG and table) and ranking.json.
 
-``python benchmarks/ranking.py ablation --ranker DIR --train FILE --val FILE --targets A=FILE --out DIR`` fits the
-ranker anew without some of its features, on the examples that train_ranker wrote; --targets are such examples too.
+``python benchmarks/ranking.py ablation --ranker DIR --targets A=FILE --out DIR`` fits the ranker anew without some
+of its features, on the examples that train_ranker wrote beside it (with ranking.hidden and ranking.energy);
+--targets are such examples too.
 """
 
 from __future__ import annotations
@@ -217,9 +218,7 @@ LEFT_OUT = {
 
 @app.command()
 def ablation(
-    ranker: Annotated[Path, typer.Option(help="directory written by train-ranker, for its votes")],
-    train: Annotated[list[Path], typer.Option(help="examples to learn from")],
-    val: Annotated[Path, typer.Option(help="examples to calibrate on, with energy_pred")],
+    ranker: Annotated[Path, typer.Option(help="directory written by train-ranker, for its votes and examples")],
     targets: Annotated[list[str], typer.Option(help="name=examples to judge by, with energy_pred")],
     out: Annotated[Path, typer.Option(help="folder to write")],
     seeds: Annotated[int, typer.Option(help="fits of each row, averaged")] = 3,
@@ -232,8 +231,8 @@ def ablation(
         features = trained.describe(table, table["target_id"].to_pylist())
         return Labelled.of(Groups.of(features), table["matched"].to_numpy(zero_copy_only=False))
 
-    learned = labelled(pa.concat_tables([read_table(path) for path in train], promote_options="default"))
-    checked = labelled(read_table(val))
+    examples = read_table(ranker / "examples.parquet")
+    learned, checked = (labelled(examples.filter(pc.equal(examples["split"], name))) for name in ("train", "val"))
     judged = {name: labelled(read_table(Path(path))) for name, _, path in (t.partition("=") for t in targets)}
     print("| without | " + " | ".join(f"{n}: log likelihood | {n}: first right" for n in judged) + " |")
     print("|---|" + "---|---|" * len(judged))

@@ -75,6 +75,50 @@ def test_stage_settings_exist_and_change_only_their_stages() -> None:
     json.dumps({stage: stage_settings(one, stage) for stage in STAGE_SETTINGS})
 
 
+TEMPLATES_ALONE = {
+    "generator": {"enabled": False},
+    "generate": {"template_share": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"generate": {"template_share": 0.5}}, r"needed for generate\.template_share \(0\.5\); set 1"),
+        (
+            {"generate": {"template_refinement": "noise", "template_share": 1}},
+            "needed for generate.template_refine",
+        ),
+        ({"ablation": {"variants": {"a": {}}}}, "needed for ablation.variants"),
+        ({"energy_model": {"enabled": False}, "ranking": {"enabled": False}}, "DAO-P is needed for the order of"),
+        ({"energy_model": {"enabled": False}, "ranking": {"energy": True}}, "DAO-P is needed for ranking.energy"),
+        ({"energy_model": {"enabled": False}, "generator": {}}, "DAO-P is needed for the generator"),
+    ],
+)
+def test_models_are_left_out_only_where_nothing_needs_them(values: dict[str, object], message: str) -> None:
+    assert parse_campaign({"name": "a", "energy_model": {"enabled": False}, **TEMPLATES_ALONE}, "a").ranks()
+    with pytest.raises(UserError, match=message):
+        parse_campaign({"name": "a", **TEMPLATES_ALONE, **values}, "a")
+
+
+@pytest.mark.parametrize(
+    ("share", "ranking", "ranks", "trains"),
+    [
+        (0.5, {}, True, True),
+        (0, {}, False, False),
+        (0, {"enabled": True}, True, True),
+        (0.5, {"enabled": False}, False, False),
+        (0, {"model": "there"}, True, False),
+        (0.5, {"model": "there", "enabled": True}, True, False),
+    ],
+)
+def test_candidates_from_templates_are_ranked_by_probability(
+    share: float, ranking: dict[str, object], ranks: bool, trains: bool
+) -> None:
+    campaign = parse_campaign({"name": "a", "generate": {"template_share": share}, "ranking": ranking}, "a")
+    assert (campaign.ranks(), campaign.trains_ranker()) == (ranks, trains)
+
+
 def test_overrides_are_merged(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("name: a\ncrysdb: {max_atoms: 20, min_atoms: 2}\n")

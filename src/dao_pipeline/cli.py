@@ -228,10 +228,12 @@ def propose_templates(
 def generate_candidates(
     config: ConfigFile,
     plan: Annotated[Path, typer.Option(help="table written by plan-candidates")],
-    generator: Annotated[Path, typer.Option(help="DAO-G model directory")],
-    energy_model: Annotated[Path, typer.Option(help="DAO-P model directory, for guidance")],
     out: OutFile,
     work: WorkDir,
+    generator: Annotated[
+        Path | None, typer.Option(help="DAO-G model directory [default: only templates give crystals]")
+    ] = None,
+    energy_model: Annotated[Path | None, typer.Option(help="DAO-P model directory, for guidance")] = None,
     templates: Annotated[Path | None, typer.Option(help="table written by propose-templates")] = None,
 ) -> None:
     """Generate the crystals of a plan, guided by DAO-P, or make them from templates."""
@@ -261,16 +263,15 @@ def trajectory(
 def train_ranker(
     config: ConfigFile,
     crysdb: CrysdbDir,
-    energy_model: Annotated[Path, typer.Option(help="DAO-P model directory")],
+    templates: Annotated[Path, typer.Option(help="folder written by index-templates")],
     out: OutDir,
-    templates: Annotated[
-        Path | None, typer.Option(help="template index of the training split [default: made anew]")
-    ] = None,
+    work: WorkDir,
+    energy_model: Annotated[Path | None, typer.Option(help="DAO-P model directory, for ranking.energy")] = None,
 ) -> None:
     """Learn how likely each candidate is the ground state of its composition."""
     from dao_pipeline.ranking.train import train_ranker as run
 
-    run(_campaign(config), crysdb, energy_model, out, templates)
+    run(_campaign(config), crysdb, templates, out, work, energy_model)
 
 
 @command
@@ -288,8 +289,8 @@ def screen_shard(
     generated: Annotated[Path, typer.Option(help="folder of the shards' candidates")],
     shard: Annotated[int, typer.Option(min=0, help="number of the shard")],
     references: Annotated[Path, typer.Option(help="known crystals, written by sort-references")],
-    energy_model: Annotated[Path, typer.Option(help="DAO-P model directory")],
     out: OutFile,
+    energy_model: Annotated[Path | None, typer.Option(help="DAO-P model directory [default: no energies]")] = None,
     ranker: Annotated[
         Path | None, typer.Option(help="directory written by train-ranker [default: rank by predicted energy]")
     ] = None,
@@ -321,8 +322,10 @@ def evaluate(
     config: ConfigFile,
     screened: Annotated[Path, typer.Option(help="table written by screen-candidates")],
     crysdb: CrysdbDir,
-    energy_model: Annotated[Path, typer.Option(help="DAO-P model directory, ranks the baselines")],
     out: OutDir,
+    energy_model: Annotated[
+        Path | None, typer.Option(help="DAO-P model directory, ranks the baselines [default: no energies]")
+    ] = None,
 ) -> None:
     """Compare candidates with the known crystals of the test split, beside two baselines."""
     from dao_pipeline.evaluation.evaluate import evaluate as run

@@ -88,6 +88,10 @@ def _problems(campaigns: Mapping[Path, Campaign] | Mapping[str, Campaign]) -> li
         for name, variant in differing.items():
             new = [problem for problem in _own_problems(variant) if problem not in own]
             found += [f"{origin}: ablation.variants.{name}: {problem}" for problem in new]
+            if not variant.generator.enabled:
+                found.append(
+                    f"{origin}: ablation.variants.{name}: generator.enabled is false: nothing to compare."
+                )
             if not variant.generate.known:
                 found.append(
                     f"{origin}: ablation.variants.{name}: generate.compositions is set, or files, systems or "

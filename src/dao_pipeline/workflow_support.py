@@ -243,6 +243,33 @@ class Campaigns(Mapping[str, Campaign]):
         stage = f"stage{campaign.pretrain.stages}"
         return [self.at(f"pretrain_generator_{stage}", f"models/dao_g/{stage}/model.safetensors")(wildcards)]
 
+    def model(self, stage: str) -> Callable[[Any], list[str]]:
+        """Weights of the model that ``stage`` trains, or of the one given in its place; nothing where the campaign
+        does without."""
+        return lambda wildcards: [f"{folder}/model.safetensors" for folder in self._model_folder(stage, wildcards)]
+
+    def model_option(self, name: str, stage: str) -> Callable[[Any], str]:
+        """The command-line option that names that model's directory; empty where the campaign does without."""
+        return lambda wildcards: "".join(
+            f"{name} {shlex.quote(folder)}" for folder in self._model_folder(stage, wildcards)
+        )
+
+    def _model_folder(self, stage: str, wildcards: Any) -> list[str]:
+        campaign, folder = self[wildcards.campaign], MODEL_FOLDERS[stage]
+        given = {"train_energy_model": campaign.energy_model.pretrained, "train_ranker": campaign.ranking.model}
+        if text := given.get(stage):
+            return [str(expand_path(text))]
+        return [self.at(stage, folder)(wildcards)] if stage_files(campaign, stage) else []
+
+    def weighing_model(self, wildcards: Any) -> list[str]:
+        """DAO-P's weights, where the ranker weighs its energies."""
+        return self.model("train_energy_model")(wildcards) if self[wildcards.campaign].ranking.energy else []
+
+    def weighing_option(self, wildcards: Any) -> str:
+        """What ``train-ranker`` is told about DAO-P."""
+        files = self.weighing_model(wildcards)
+        return self.model_option("--energy-model", "train_energy_model")(wildcards) if files else ""
+
     def init(self, wildcards: Any) -> str:
         """The option that names those weights' folder."""
         return "".join(f"--init {shlex.quote(str(Path(file).parent))}" for file in self.pretrained(wildcards))
@@ -262,23 +289,6 @@ class Campaigns(Mapping[str, Campaign]):
             return [f"results/{owner.name}/{folder}/{name}" for name in names]
 
         return of
-
-    def ranker(self, wildcards: Any) -> list[str]:
-        """Weights of the ranker, if the campaign has one: its own, or a given one."""
-        return [f"{folder}/model.safetensors" for folder in self._ranker_folder(wildcards)]
-
-    def ranker_option(self, wildcards: Any) -> str:
-        """What ``screen-shard`` is told about the ranker."""
-        return "".join(f"--ranker {shlex.quote(folder)}" for folder in self._ranker_folder(wildcards))
-
-    def _ranker_folder(self, wildcards: Any) -> list[str]:
-        """Directory of the campaign's ranker, or nothing."""
-        ranking = self[wildcards.campaign].ranking
-        if not ranking.enabled:
-            return []
-        if ranking.model:
-            return [str(expand_path(ranking.model))]
-        return [self.at("train_ranker", "models/ranker")(wildcards)]
 
     def named_candidate(self, wildcards: Any) -> str:
         """Id of a DFT job's candidate, where the campaign names it: an edit of the list reruns what changed."""
@@ -375,6 +385,13 @@ def set_aside(campaign: Campaign) -> None:
                 print(f"{path} is not part of the campaign any more: moved to {target}", file=sys.stderr)
 
 
+MODEL_FOLDERS = {
+    "train_energy_model": "models/dao_p",
+    "finetune_generator": "models/dao_g/finetuned",
+    "train_ranker": "models/ranker",
+}
+"""Where stages write the models that candidates are made and judged with."""
+
 MODEL_FILES = ("model.safetensors", "config.json", "metrics.parquet")
 STAGES = tuple(STAGE_SETTINGS)
 REPORTED = (
@@ -425,9 +442,10 @@ def stage_jobs(campaign: Campaign, rule: str) -> int:
 
 def _read_by(campaign: Campaign, stage: str) -> tuple[str, ...]:
     """The stages whose files ``stage`` reads, up to the evaluation; what those read is not repeated."""
-    stages = 0 if campaign.generator.pretrained else campaign.pretrain.stages
+    stages = _pretraining(campaign)
     pairs = ("pair_templates",) if campaign.generator.template_paths > 0 else ()
     proposed = ("propose_templates",) if campaign.generate.templates > 0 else ()
+    energies = ("train_energy_model",) if campaign.energy_model.enabled else ()
     match stage:
         case "download":
             return ()
@@ -440,19 +458,19 @@ def _read_by(campaign: Campaign, stage: str) -> tuple[str, ...]:
         case "relax_dataset":
             return ("train_energy_model",)
         case "screen_shard":
-            ranks = campaign.ranking.enabled and campaign.ranking.model is None
-            ranker = ("train_ranker",) if ranks else ()
-            return ("plan_candidates", "generate_candidates", "sort_references", "train_energy_model", *ranker)
+            ranker = ("train_ranker",) if campaign.trains_ranker() else ()
+            return ("plan_candidates", "generate_candidates", "sort_references", *energies, *ranker)
         case "screen_candidates":
             return ("plan_candidates", "screen_shard")
         case "train_ranker":
-            return ("build_crysdb", "train_energy_model")
+            return ("build_crysdb", "index_templates", *(energies if campaign.ranking.energy else ()))
         case "pretrain_generator_stage2":
             return ("relax_dataset", "pretrain_generator_stage1", *pairs)
         case "finetune_generator":
             return (f"pretrain_generator_stage{stages}" if stages else "build_crysdb", *pairs)
         case "generate_candidates":
-            return ("plan_candidates", "train_energy_model", "finetune_generator", *proposed)
+            generator = ("finetune_generator",) if campaign.generator.enabled else ()
+            return ("plan_candidates", *energies, *generator, *proposed)
         case "evaluate":
             return ("screen_candidates",)
         case "build_crysdb":
@@ -464,18 +482,19 @@ def _read_by(campaign: Campaign, stage: str) -> tuple[str, ...]:
 def stage_files(campaign: Campaign, stage: str) -> list[str]:
     """What ``stage``, or the rule ``plan_shard``, writes for ``campaign``; nothing if it does without it."""
     base = f"results/{campaign.name}"
-    stages = 0 if campaign.generator.pretrained else campaign.pretrain.stages
+    stages = _pretraining(campaign)
     match stage:
         case "download":
             files = ["raw/crystals.parquet", "raw/rejected.parquet"]
         case "build_crysdb":
             files = [f"crysdb/{name}.parquet" for name in ("train", "val", "test", "rejected")]
         case "train_energy_model":
-            files = [f"models/dao_p/{name}" for name in MODEL_FILES if campaign.energy_model.pretrained is None]
+            own = campaign.energy_model.enabled and campaign.energy_model.pretrained is None
+            files = [f"models/dao_p/{name}" for name in MODEL_FILES] if own else []
         case "index_templates":
             names = ("index.json", "templates.parquet", "index.safetensors")
-            wanted = campaign.generate.templates > 0 or campaign.generator.template_paths > 0
-            files = [f"templates/index/{name}" for name in names] if wanted else []
+            uses = (campaign.generate.templates, campaign.generator.template_paths, campaign.trains_ranker())
+            files = [f"templates/index/{name}" for name in names] if any(uses) else []
         case "pair_templates":
             files = ["templates/pairs.parquet"] if campaign.generator.template_paths > 0 else []
         case "propose_templates":
@@ -488,7 +507,8 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
             folder = stage.removeprefix("pretrain_generator_")
             files = [f"models/dao_g/{folder}/{name}" for name in MODEL_FILES] if stages >= int(stage[-1]) else []
         case "finetune_generator":
-            files = [f"models/dao_g/finetuned/{name}" for name in MODEL_FILES]
+            own = campaign.generator.enabled
+            files = [f"models/dao_g/finetuned/{name}" for name in MODEL_FILES] if own else []
         case "plan_candidates":
             files = ["candidates/plan.parquet"]
         case "plan_shard":
@@ -496,8 +516,8 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
         case "generate_candidates":
             files = [f"candidates/generated/{name}" for name in _rounds(campaign)]
         case "train_ranker":
-            own = campaign.ranking.enabled and campaign.ranking.model is None
-            tables = ("known.parquet", "examples_train.parquet", "examples_val.parquet")
+            tables = ("known.parquet", "examples.parquet")
+            own = campaign.trains_ranker()
             files = [f"models/ranker/{name}" for name in (*MODEL_FILES, *tables)] if own else []
         case "sort_references":
             files = ["candidates/references.parquet"]
@@ -506,8 +526,8 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
         case "screen_candidates":
             files = ["candidates/screened.parquet", "candidates/top.zip"]
         case "evaluate":
-            names = ("samples", "targets", "summary")
-            files = [f"evaluation/{name}.parquet" for name in names] if campaign.generate.known else []
+            results = ("samples", "targets", "summary", "by_distance")
+            files = [f"evaluation/{name}.parquet" for name in results] if campaign.generate.known else []
         case "finetune_property":
             wanted = campaign.property.enabled
             files = [f"models/property/{name}" for name in (*MODEL_FILES, "rejected.parquet")] if wanted else []
@@ -534,6 +554,12 @@ def stage_files(campaign: Campaign, stage: str) -> list[str]:
         case _:
             raise ValueError(f"{stage!r} is no stage; stages are {', '.join(STAGES)}")
     return [f"{base}/{name}" for name in files]
+
+
+def _pretraining(campaign: Campaign) -> int:
+    """Stages of pretraining that the campaign runs."""
+    own = campaign.generator.enabled and campaign.generator.pretrained is None
+    return campaign.pretrain.stages if own else 0
 
 
 def _rounds(campaign: Campaign) -> list[str]:
@@ -657,10 +683,14 @@ def _rule_names(names: Iterable[str]) -> frozenset[str]:
 
 
 _NO_TEMPLATES = "generate.template_share leaves none of generate.samples to templates"
-_PRETRAINED = "generator.pretrained names a model that is pretrained already, or pretrain.stages leaves it out"
+_PRETRAINED = (
+    "generator.pretrained names a model that is pretrained already, pretrain.stages leaves it out, or "
+    "generator.enabled is false"
+)
 _WHY_NOT = {
-    "train_energy_model": "energy_model.pretrained names a DAO-P",
-    "index_templates": f"{_NO_TEMPLATES}, and so is generator.template_paths",
+    "train_energy_model": "energy_model.pretrained names a DAO-P, or energy_model.enabled is false",
+    "index_templates": f"{_NO_TEMPLATES}, so is generator.template_paths, and no ranker is trained",
+    "finetune_generator": "generator.enabled is false",
     "pair_templates": "generator.template_paths is 0",
     "propose_templates": _NO_TEMPLATES,
     "relax_dataset": _PRETRAINED,
@@ -668,7 +698,7 @@ _WHY_NOT = {
     "pretrain_generator_stage1": _PRETRAINED,
     "pretrain_generator_stage2": _PRETRAINED,
     "evaluate": "compositions are given, so there are no known crystals to compare with",
-    "train_ranker": "ranking.enabled is false, or ranking.model names a ranker",
+    "train_ranker": "ranking.enabled is false, or null without templates, or ranking.model names a ranker",
     "finetune_property": "property.enabled is false",
     "predict_property": "property.enabled is false",
     "validate_qe": "qe.enabled is false",

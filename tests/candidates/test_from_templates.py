@@ -12,15 +12,17 @@ import pytest
 
 from dao_pipeline.candidates import generate as module
 from dao_pipeline.candidates.compositions import Requested
+from dao_pipeline.candidates.gather import gather_shard
 from dao_pipeline.candidates.generate import generate_candidates
 from dao_pipeline.candidates.plan import plan_table
-from dao_pipeline.config import Generate, Templates
+from dao_pipeline.config import Generate, Screen, Templates
 from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crystals.flat import flatten
 from dao_pipeline.crystals.geometry import volumes
-from dao_pipeline.crystals.table import read_table, write_table
+from dao_pipeline.crystals.table import read_about, read_table, write_table
 from dao_pipeline.errors import UserError
 from dao_pipeline.model.dao import save_model
+from dao_pipeline.screening.geometry import check_geometry
 from dao_pipeline.screening.groups import group_by_energy
 from dao_pipeline.screening.origin import known_types
 from dao_pipeline.templates.index import TemplateIndex
@@ -114,6 +116,33 @@ def test_templates_are_candidates_as_they_are(folder: Path) -> None:
     others = made.filter(pc.invert(pc.is_in(made["id"], value_set=proposed["id"].combine_chunks())))
     assert set(others["origin"].to_pylist()) == {"generated"}
     assert others.num_rows == made.num_rows - proposed.num_rows
+
+
+def test_without_a_generator_what_has_no_template_has_no_crystal(folder: Path) -> None:
+    """Every row of the plan stays, with the reason, through gathering and the checks of the screening."""
+    plan, proposed = read_table(folder / "plan.parquet"), read_table(folder / "templates.parquet")
+    settings = {"generator": {"enabled": False}, "generate": {"template_share": 1, "samples": SAMPLES}}
+    generate_candidates(
+        parse_campaign({"name": "test"} | settings, "test"),
+        folder / "plan.parquet",
+        None,
+        None,
+        folder / "alone" / "shard-00000-000.parquet",
+        folder / "work",
+        folder / "templates.parquet",
+    )
+    made = read_table(folder / "alone" / "shard-00000-000.parquet")
+    has = np.asarray(pc.is_in(made["id"], value_set=proposed["id"].combine_chunks()))
+    assert same(made.filter(pa.array(has)), make(folder).filter(pa.array(has)))
+    missing = made.filter(pa.array(~has))
+    assert missing.num_rows == plan.num_rows - proposed.num_rows
+    assert set(missing["status"].to_pylist()) == {"no_template"}
+    assert missing["origin"].null_count == missing["lattice"].null_count == missing.num_rows
+    assert read_about(folder / "alone" / "shard-00000-000.parquet")["training"] == {}
+    checked = check_geometry(gather_shard(plan, [folder / "alone" / "shard-00000-000.parquet"]), Screen())
+    assert checked["id"].to_pylist() == plan["id"].to_pylist()
+    assert np.array_equal(np.asarray(checked["status"]) == "no_template", ~has)
+    assert np.array_equal(np.asarray(checked["valid"]), has)
 
 
 @pytest.mark.parametrize("process", ["flow", "diffusion"])

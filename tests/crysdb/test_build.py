@@ -96,6 +96,36 @@ def test_composition_of_the_given_test_is_not_trained_on(tmp_path: Path) -> None
     assert reasons(tables) == {"polymorph": "composition_in_test"}
 
 
+def named(count: int, source: str) -> list[Crystal]:
+    """Binaries of one source, each twice: the second a polymorph of the first."""
+    first = [binary(i, split="train") for i in range(count)]
+    first = [replace(c, id=f"{source}:{c.id}", source=source) for c in first]
+    return first + [replace(c, id=f"{c.id}-b", lattice=c.lattice * 1.08) for c in first]
+
+
+def test_crystals_are_held_out_with_all_of_their_compositions(tmp_path: Path) -> None:
+    crystals = named(60, "wanted") + [replace(binary(i), id=f"more:{i}", source="more") for i in range(128)]
+    tables = build(tmp_path, crystals, crysdb={"held_out": {"wanted": 20}} | OFF)
+    test = tables["test"]
+    assert len(test) == 20
+    assert {row["source"] for row in test} == {"wanted"}
+    asked = {row["formula"] for row in test}
+    assert not asked & {row["formula"] for name in ("train", "val") for row in tables[name]}
+    lost = {row["id"] for row in tables["rejected"] if row["reason"] == "composition_in_test"}
+    assert lost == {c.id for c in crystals if c.formula in asked} - ids(test)
+    again = build(tmp_path / "again", crystals[::-1], crysdb={"held_out": {"wanted": 20}} | OFF)
+    assert ids(again["test"]) == ids(test)
+    other = build(tmp_path / "other", crystals, crysdb={"held_out": {"wanted": 20}} | OFF, seed=7)
+    assert ids(other["test"]) != ids(test)
+
+
+def test_more_crystals_than_there_are_cannot_be_held_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"held_out\.elsewhere = 5: there are 0 .* sources are .*wanted"):
+        build(tmp_path, named(40, "wanted"), crysdb={"held_out": {"elsewhere": 5}} | OFF)
+    with pytest.raises(UserError, match="held_out needs split: composition"):
+        campaign(crysdb={"held_out": {"wanted": 5}, "split": "given"})
+
+
 def test_unknown_split_is_rejected(tmp_path: Path) -> None:
     copy = replace(binary(5), id="copy")
     tables = build(tmp_path, [*with_splits(r5="holdout"), copy])

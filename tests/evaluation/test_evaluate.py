@@ -198,6 +198,34 @@ def test_the_result_does_not_depend_on_processes_or_pieces(
     assert rounded() == first
 
 
+def test_every_crystal_of_a_composition_is_a_target(folder: Path, model: Path) -> None:
+    """Two more crystals of the asked cells, one of them a polymorph that is not found: same candidates."""
+    twin = replace(ROCKSALT, id="known:NaCl-b", lattice=5.5 * FCC)
+    other = replace(ROCKSALT, id="known:NaCl-c", lattice=np.diag([3.0, 3.0, 9.0]))
+    precursor = replace(ROCKSALT, id="known:NaCl-d", extra={"precursor_of": "known:NaCl"})
+    held = [ROCKSALT, ZINCBLENDE, UNASKED, twin, other, precursor]
+    write_table(to_table(held), folder / "crysdb" / "test.parquet", {})
+    both = {"evaluate": {"bootstrap": 50, "targets": "all", "baselines": []}}
+    tables = run(folder, model, Campaign.model_validate({**campaign().model_dump(), **both}))
+    targets = by(tables["targets"], "target_id")
+    assert list(targets) == ["known:NaCl", "known:NaCl-b", "known:NaCl-c", "known:ZnS", "known:GaP"]
+    assert {row["method"] for row in tables["targets"]} == {"dao"}
+    assert [targets[f"known:NaCl{end}"]["found"] for end in ("", "-b", "-c")] == [True, True, False]
+    ours = [[s["id"] for s in tables["samples"] if s["target_id"] == f"known:NaCl{end}"] for end in ("", "-b")]
+    assert ours[0] == ours[1] == [f"cand:0:{i}" for i in range(3)]
+    assert by(tables["summary"], "k")[3]["n"] == 5
+
+
+def test_without_an_energy_model_nothing_is_ranked_by_energy(folder: Path) -> None:
+    evaluate(campaign(), folder / "screened.parquet", folder / "crysdb", None, folder / "out")
+    samples = read_table(folder / "out" / "samples.parquet").to_pylist()
+    random = [s for s in samples if s["method"] == "random" and s["target_id"] == "known:NaCl"]
+    assert [(s["energy_pred"], s["rank"], s["guess"]) for s in random] == [(None, None, i) for i in (1, 2, 3)]
+    targets = by(read_table(folder / "out" / "targets.parquet").to_pylist(), "target_id", "method")
+    assert targets["known:NaCl", "random"]["rank1_by"] == "as_drawn"
+    assert "energy_model" not in read_about(folder / "out" / "summary.parquet")["inputs"]
+
+
 def test_limit_and_explicit_compositions(folder: Path, model: Path) -> None:
     assert len(run(folder, model, campaign(test_split={"limit": 2}))["targets"]) == 6
     with pytest.raises(UserError, match=r"cand:1:0 was made for known:ZnS, which is no target.*plan_candidates"):

@@ -72,6 +72,15 @@ def test_without_templates_nothing_changes() -> None:
     assert methods_of([]) == ["dao", "random", "substitution"]
 
 
+def test_a_candidate_without_template_counts_as_a_miss_of_all_candidates() -> None:
+    missing = row(6, None, None, None, None) | {"status": "no_template", "crystal": None, "valid": False}
+    samples = _campaign_samples(Target("NaCl", CRYSTAL, [*ROWS[:1], missing]), MATCHES[:1])
+    assert {s.method for s in samples} == {"combined"}
+    assert [(s.matched, s.reason) for s in samples] == [(True, None), (False, "no_template")]
+    nothing = _campaign_samples(Target("NaCl", CRYSTAL, [missing]), [])
+    assert [(s.method, s.matched) for s in nothing] == [("combined", False)]
+
+
 def test_rates_say_how_many_candidates_were_generated() -> None:
     samples = _campaign_samples(Target("NaCl", CRYSTAL, ROWS), MATCHES)
     assert methods_of(samples) == ["dao", "combined", "random", "substitution"]

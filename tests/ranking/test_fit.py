@@ -22,7 +22,7 @@ from dao_pipeline.ranking.known import KnownTypes
 from dao_pipeline.ranking.model import Groups, Ranker, likelihood
 from dao_pipeline.ranking.pool import pool
 from dao_pipeline.ranking.structure_type import structure_types
-from dao_pipeline.ranking.train import ground_states, refuse_shared
+from dao_pipeline.ranking.train import ground_states, without_shared
 from dao_pipeline.ranking.votes import VoteData, Votes, fit_votes
 from tests.make import crystal
 from tests.ranking.test_known import caesium_chloride, perovskite
@@ -243,12 +243,13 @@ def test_votes_learn_which_type_goes_with_which_elements(trained: TrainedRanker)
 # What must not be learned from
 
 
-def test_training_on_leaked_compositions_is_refused(tmp_path: Path) -> None:
-    train, other = to_table(KNOWN[:3]), to_table(KNOWN[2:])
-    write_table(other, tmp_path / "test.parquet", {})
-    with pytest.raises(UserError, match=r"1 compositions, e\.g\. CaZrO3, are in .*test\.parquet"):
-        refuse_shared(train, tmp_path / "train.parquet", tmp_path / "test.parquet")
-    refuse_shared(to_table(KNOWN[:2]), tmp_path / "train.parquet", tmp_path / "test.parquet", tmp_path / "none")
+def test_compositions_of_other_splits_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_table(to_table(KNOWN[:3]), tmp_path / "train.parquet", {})
+    assert without_shared(tmp_path).num_rows == 3
+    write_table(to_table(KNOWN[2:]), tmp_path / "test.parquet", {})
+    kept = without_shared(tmp_path)
+    assert kept["formula"].to_pylist() == [c.formula for c in KNOWN[:2]]
+    assert "1 training crystals are left out" in caplog.text
 
 
 def test_only_ground_states_of_wanted_sources_teach() -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from dao_pipeline.config import Campaign
+from dao_pipeline.config import Campaign, Matcher
 from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.table import read_table, write_table
-from dao_pipeline.errors import UserError
+from dao_pipeline.errors import ContinueLater, UserError
+from dao_pipeline.ranking import examples as examples_module
 from dao_pipeline.ranking.files import load_ranker
 from dao_pipeline.ranking.train import train_ranker
+from dao_pipeline.templates.build import index_templates
 from tests.make import ANIONS, METALS, crystal
 
 FCC = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]) / 2
@@ -47,13 +51,22 @@ def crysdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def campaign(**ranking: object) -> Campaign:
     settings = {"enabled": True, "compositions": 40, "proposals": 3, "suggestions": 16, "epochs": 30, **ranking}
-    return Campaign.model_validate({"name": "t", "ranking": settings})
+    return Campaign.model_validate({"name": "t", "ranking": settings, "templates": {"distance": "mendeleev"}})
 
 
-def test_the_stage_writes_a_ranker_that_knows_the_types(crysdb: Path, tmp_path: Path) -> None:
-    out = tmp_path / "ranker"
-    train_ranker(campaign(), crysdb, tmp_path / "dao_p", out)
-    examples = read_table(out / "examples_train.parquet")
+def train(crysdb: Path, tmp_path: Path, asked: Campaign, out: str = "ranker", **more: object) -> Path:
+    """Index the training split as its stage does, and train; the folder of the ranker."""
+    index_templates(asked, crysdb, tmp_path / "index")
+    folder = tmp_path / out
+    train_ranker(asked, crysdb, tmp_path / "index", folder, tmp_path / "work", **more)  # type: ignore[arg-type]
+    return folder
+
+
+def test_a_network_learns_from_training_compositions(crysdb: Path, tmp_path: Path) -> None:
+    out = train(crysdb, tmp_path, campaign(hidden=8, energy=True), energy_model=tmp_path / "dao_p")
+    examples = read_table(out / "examples.parquet")
+    assert set(examples["split"].to_pylist()) == {"train", "val"}
+    assert not (tmp_path / "work").exists()
     own = [
         t.partition(":")[0] == template
         for t, template in zip(*(examples[n].to_pylist() for n in ("id", "template_id")), strict=True)
@@ -63,6 +76,13 @@ def test_the_stage_writes_a_ranker_that_knows_the_types(crysdb: Path, tmp_path: 
     assert note["kind"] == "ranker"
     assert note["history"][0]["compositions"] == 40
     assert set(read_table(out / "metrics.parquet")["part"].to_pylist()) == {"votes", "ranker"}
+
+
+def test_votes_alone_know_the_types_and_compare_only_validation_compositions(crysdb: Path, tmp_path: Path) -> None:
+    out = train(crysdb, tmp_path, campaign())
+    assert set(read_table(out / "examples.parquet")["split"].to_pylist()) == {"val"}
+    history = json.loads((out / "config.json").read_text())["history"][0]
+    assert (history["compositions"], history["calibrated_on"] >= 20) == (0, True)
     ranker = load_ranker(out)
     halide, oxide = binary("Na", "Cl"), binary("Na", "O")
     swapped = [
@@ -72,15 +92,70 @@ def test_the_stage_writes_a_ranker_that_knows_the_types(crysdb: Path, tmp_path: 
     found = ranker.probabilities(to_table(swapped), ["NaCl", "NaCl"])
     assert found[0] > 0.7
     assert found.sum() <= 1
+    assert ranker.energy_model is None
+    assert set(read_table(out / "metrics.parquet")["part"].to_pylist()) == {"votes"}
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(
+    crysdb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read_table(train(crysdb, tmp_path, campaign()) / "examples.parquet")
+    monkeypatch.setattr(examples_module, "PART", 5)
+    compare, done = examples_module.compare, []
+
+    def counted(task: examples_module.Task) -> np.ndarray:
+        done.append(task.known.id)
+        if len(done) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compare(task)
+
+    monkeypatch.setattr(examples_module, "compare", counted)
+    with pytest.raises(ContinueLater, match="labels before labels-00002"):
+        train(crysdb, tmp_path, campaign(), "again")
+    assert len(done) == 10
+    again = read_table(train(crysdb, tmp_path, campaign(), "again") / "examples.parquet")
+    assert len(done) == len(set(done)) == len(set(whole["target_id"].to_pylist()))
+    assert again.equals(whole)
+
+
+def test_labels_of_other_tolerances_are_of_no_use(
+    crysdb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, other = binary("Na", "Cl"), binary("Na", "O")
+    made = to_table([crystal("a", ["Na", "Cl"], other.frac_coords.tolist(), other.lattice, target_id="NaCl")])
+    compared = []
+    monkeypatch.setattr(
+        examples_module,
+        "compare",
+        lambda task: compared.append(task.matcher.stol) or np.array([0.5 * task.matcher.stol]),
+    )
+    for stol in (0.5, 0.5, 0.2):
+        table = examples_module.label(made, to_table([known]), Matcher(stol=stol), 1, tmp_path / "work")
+        assert table["rmse"].to_pylist() == [0.5 * stol]
+    assert compared == [0.5, 0.2]
+
+
+def test_too_few_to_calibrate_on(crysdb: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By default such a campaign ranks by the votes as they are; who asks for a ranker is told."""
+    few = read_table(crysdb / "val.parquet").slice(0, 5)
+    write_table(few, crysdb / "val.parquet", {})
+    out = train(crysdb, tmp_path, campaign(enabled=None))
+    assert "not calibrated" in caplog.text
+    assert json.loads((out / "config.json").read_text())["history"][0]["calibrated_on"] == 0
+    assert load_ranker(out).ranker.log_temperature.item() == 0.0
+    assert read_table(out / "examples.parquet").num_rows == 0
+    with pytest.raises(UserError, match="fewer than 20 compositions have candidates to learn from"):
+        train(crysdb, tmp_path, campaign())
 
 
 def test_compositions_of_the_test_split_are_not_learned_from(crysdb: Path, tmp_path: Path) -> None:
     leaked = pa.concat_tables([read_table(crysdb / f"{name}.parquet") for name in ("train", "test")])
     write_table(leaked, crysdb / "train.parquet", {})
-    with pytest.raises(UserError, match=r"10 compositions, e\.g\. .* are in .*test\.parquet as well"):
-        train_ranker(campaign(), crysdb, tmp_path / "dao_p", tmp_path / "ranker")
+    known = read_table(train(crysdb, tmp_path, campaign()) / "known.parquet")
+    assert known.num_rows == 90
+    assert not set(known["id"].to_pylist()) & set(read_table(crysdb / "test.parquet")["id"].to_pylist())
 
 
 def test_too_little_to_learn_from_is_said(crysdb: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ranking\.sources: no training crystal comes from them"):
-        train_ranker(campaign(sources=["nowhere"]), crysdb, tmp_path / "dao_p", tmp_path / "ranker")
+        train(crysdb, tmp_path, campaign(sources=["nowhere"]))

@@ -90,7 +90,7 @@ def test_comparison_of_equals(results):
         targets["method"] == "dao", "found"
     ].to_list()
     section = found_section(type(results)(**{**vars(results), "targets": targets}))
-    assert comparison(section, "substitution").endswith(": the same ones.")
+    assert comparison(section, "dao", "substitution").endswith(": the same ones.")
 
 
 def test_energy_strips_mark_the_known_crystal(results):

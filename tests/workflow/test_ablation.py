@@ -29,7 +29,7 @@ def ablated(folder: Path, chosen: dict[str, Any] = VARIANTS) -> Path:
     values = {
         "data": TINY["data"] | {"path": str(folder / "crystals.parquet")},
         "generate": TINY["generate"] | {"guidance_scale": 0},
-        "evaluate": TINY["evaluate"] | {"baselines": False},
+        "evaluate": TINY["evaluate"] | {"baselines": []},
         "ablation": {"variants": chosen},
     }
     write_crystals(folder / "crystals.parquet")

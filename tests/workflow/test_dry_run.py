@@ -60,6 +60,37 @@ def test_pretrained_weights_take_the_place_of_pretraining(tiny: Path, tmp_path: 
     assert "generator.pretrained" in refused.output
 
 
+TEMPLATES_ALONE = (
+    "generator={enabled: false, template_paths: 0}",
+    "generate={template_share: 1, template_refinement: none}",
+)
+
+
+def test_templates_alone_train_no_generator(tiny: Path, tmp_path: Path) -> None:
+    run = dry_run("--configfile", tiny, "--config", *TEMPLATES_ALONE, cwd=tmp_path)
+    trained = {"pair_templates", "finetune_generator", "relax_dataset"}
+    trained |= {"pretrain_generator_stage1", "pretrain_generator_stage2"}
+    assert run.stages == STAGES - trained
+    without = dry_run(
+        "--configfile", tiny, "--config", *TEMPLATES_ALONE, "energy_model={enabled: false}", cwd=tmp_path
+    )
+    assert without.stages == STAGES - trained - {"train_energy_model"}
+
+
+@pytest.mark.parametrize(
+    ("share", "ranking", "trained"),
+    [(0.5, None, 1), (0, None, 0), (0, "true", 1), (0.5, "false", 0), (0.5, "null", 1)],
+)
+def test_templates_are_ranked_by_probability_by_default(
+    tiny: Path, tmp_path: Path, share: float, ranking: str | None, trained: int
+) -> None:
+    chosen = [] if ranking is None else [f"ranking={{enabled: {ranking}}}"]
+    values = [f"generate={{template_share: {share}}}", *chosen]
+    run = dry_run("--configfile", tiny, "--config", *values, cwd=tmp_path)
+    assert run.jobs["train_ranker"] == trained
+    assert run.jobs["propose_templates"] == (2 if share else 0)
+
+
 def test_given_compositions_are_not_evaluated_and_fan_out_by_number(tiny: Path, tmp_path: Path) -> None:
     compositions = "[{formula: NaCl}, {formula: KBr}, {formula: MgO}]"
     run = dry_run(

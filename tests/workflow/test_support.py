@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -155,6 +156,41 @@ def test_the_test_split_grows_by_shards() -> None:
     )
     assert planned_shard(small, 0, 0) == planned_shard(large, 0, 0)
     assert planned_shard(small, 1, 0) != planned_shard(large, 1, 0)
+
+
+class Wildcards(dict[str, str]):
+    """As Snakemake gives them: a mapping whose values are attributes too."""
+
+    __getattr__ = dict.__getitem__
+
+
+@pytest.mark.parametrize(
+    ("values", "stage", "folder"),
+    [
+        ({}, "finetune_generator", "results/x/models/dao_g/finetuned"),
+        ({}, "train_energy_model", "results/x/models/dao_p"),
+        ({}, "train_ranker", "results/x/models/ranker"),
+        ({"energy_model": {"pretrained": "my model"}}, "train_energy_model", "my model"),
+        ({"ranking": {"model": "there"}}, "train_ranker", "there"),
+        ({"ranking": {"enabled": False}}, "train_ranker", None),
+        ({"generator": {"enabled": False}, "generate": {"template_share": 1}}, "finetune_generator", None),
+    ],
+)
+def test_models_of_a_campaign_and_those_it_does_without(
+    values: dict[str, object], stage: str, folder: str | None
+) -> None:
+    campaigns = Campaigns({"x": parse_campaign({"name": "x"} | values, "x")})
+    wildcards = Wildcards(campaign="x")
+    assert campaigns.model(stage)(wildcards) == ([] if folder is None else [f"{folder}/model.safetensors"])
+    told = campaigns.model_option("--model", stage)(wildcards)
+    assert shlex.split(told) == ([] if folder is None else ["--model", folder])
+
+
+def test_the_ranker_reads_energies_only_where_it_weighs_them() -> None:
+    for energy, files in ((False, []), (True, ["results/x/models/dao_p/model.safetensors"])):
+        campaigns = Campaigns({"x": parse_campaign({"name": "x", "ranking": {"energy": energy}}, "x")})
+        assert campaigns.weighing_model(Wildcards(campaign="x")) == files
+        assert bool(campaigns.weighing_option(Wildcards(campaign="x"))) == energy
 
 
 # Code of the stages

@@ -86,12 +86,8 @@ rule generate_candidates:
             "plan_candidates", "candidates/planned/shard-{shard}-{round}.parquet"
         ),
         templates=campaigns.proposed,
-        generator=campaigns.at(
-            "finetune_generator", "models/dao_g/finetuned/model.safetensors"
-        ),
-        energy_model=campaigns.at(
-            "train_energy_model", "models/dao_p/model.safetensors"
-        ),
+        generator=campaigns.model("finetune_generator"),
+        energy_model=campaigns.model("train_energy_model"),
     output:
         "results/{campaign}/candidates/generated/shard-{shard}-{round}.parquet",
     log:
@@ -108,38 +104,37 @@ rule generate_candidates:
         runtime=campaigns.runtime("sampling"),
     params:
         config="results/{campaign}/config.yaml",
-        generator=subpath(input.generator, parent=True),
-        energy_model=subpath(input.energy_model, parent=True),
+        generator=campaigns.model_option("--generator", "finetune_generator"),
+        energy_model=campaigns.model_option("--energy-model", "train_energy_model"),
         work="work/{campaign}/generate_candidates/shard-{shard}-{round}",
         templates=lambda wildcards, input: option("--templates", input.templates),
         settings=campaigns.settings("generate_candidates"),
         code=stage_code_hash("generate_candidates"),
     shell:
         "dao-pipeline generate-candidates --config {params.config:q} --plan {input.plan:q}"
-        " --generator {params.generator:q} --energy-model {params.energy_model:q} {params.templates}"
+        " {params.generator} {params.energy_model} {params.templates}"
         " --out {output:q} --work {params.work:q} > {log:q} 2>&1"
 
 
-# Only in campaigns that rank by probability (ranking.enabled).
+# Only in campaigns that rank by probability (ranking.enabled; by default those that use templates).
 rule train_ranker:
     input:
         train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
         val=campaigns.at("build_crysdb", "crysdb/val.parquet"),
         test=campaigns.at("build_crysdb", "crysdb/test.parquet"),
-        energy_model=campaigns.at(
-            "train_energy_model", "models/dao_p/model.safetensors"
-        ),
+        index=campaigns.stage_input("index_templates"),
+        energy_model=campaigns.weighing_model,
     output:
         weights="results/{campaign}/models/ranker/model.safetensors",
         config="results/{campaign}/models/ranker/config.json",
         metrics="results/{campaign}/models/ranker/metrics.parquet",
         known="results/{campaign}/models/ranker/known.parquet",
-        examples_train="results/{campaign}/models/ranker/examples_train.parquet",
-        examples_val="results/{campaign}/models/ranker/examples_val.parquet",
+        examples="results/{campaign}/models/ranker/examples.parquet",
     log:
         "logs/{campaign}/train_ranker.log",
     benchmark:
         "results/{campaign}/timings/train_ranker.tsv"
+    retries: 2
     conda:
         "../../envs/pipeline.yaml"
     threads: campaigns.threads("cpu")
@@ -149,13 +144,16 @@ rule train_ranker:
     params:
         config="results/{campaign}/config.yaml",
         crysdb=subpath(input.train, parent=True),
-        energy_model=subpath(input.energy_model, parent=True),
+        index=campaigns.at("index_templates", "templates/index"),
+        energy_model=campaigns.weighing_option,
         out=subpath(output.weights, parent=True),
+        work="work/{campaign}/train_ranker",
         settings=campaigns.settings("train_ranker"),
         code=stage_code_hash("train_ranker"),
     shell:
         "dao-pipeline train-ranker --config {params.config:q} --crysdb {params.crysdb:q}"
-        " --energy-model {params.energy_model:q} --out {params.out:q} > {log:q} 2>&1"
+        " --templates {params.index:q} {params.energy_model} --out {params.out:q} --work {params.work:q}"
+        " > {log:q} 2>&1"
 
 
 rule sort_references:
@@ -186,10 +184,8 @@ rule screen_shard:
         planned=campaigns.rounds("plan_candidates", "candidates/planned"),
         generated=campaigns.rounds("generate_candidates", "candidates/generated"),
         references=campaigns.at("sort_references", "candidates/references.parquet"),
-        energy_model=campaigns.at(
-            "train_energy_model", "models/dao_p/model.safetensors"
-        ),
-        ranker=campaigns.ranker,
+        energy_model=campaigns.model("train_energy_model"),
+        ranker=campaigns.model("train_ranker"),
     output:
         "results/{campaign}/candidates/screened/shard-{shard}.parquet",
     log:
@@ -206,15 +202,15 @@ rule screen_shard:
         config="results/{campaign}/config.yaml",
         planned=campaigns.at("plan_candidates", "candidates/planned"),
         generated=campaigns.at("generate_candidates", "candidates/generated"),
-        energy_model=subpath(input.energy_model, parent=True),
-        ranker=campaigns.ranker_option,
+        energy_model=campaigns.model_option("--energy-model", "train_energy_model"),
+        ranker=campaigns.model_option("--ranker", "train_ranker"),
         work="work/{campaign}/screen_shard/shard-{shard}",
         settings=campaigns.settings("screen_shard"),
         code=stage_code_hash("screen_shard"),
     shell:
         "dao-pipeline screen-shard --config {params.config:q} --planned {params.planned:q}"
         " --generated {params.generated:q} --shard {wildcards.shard} --references {input.references:q}"
-        " --energy-model {params.energy_model:q} {params.ranker} --out {output:q} --work {params.work:q} > {log:q} 2>&1"
+        " {params.energy_model} {params.ranker} --out {output:q} --work {params.work:q} > {log:q} 2>&1"
 
 
 rule screen_candidates:

@@ -6,13 +6,12 @@ rule evaluate:
         screened=campaigns.at("screen_candidates", "candidates/screened.parquet"),
         train=campaigns.at("build_crysdb", "crysdb/train.parquet"),
         test=campaigns.at("build_crysdb", "crysdb/test.parquet"),
-        energy_model=campaigns.at(
-            "train_energy_model", "models/dao_p/model.safetensors"
-        ),
+        energy_model=campaigns.model("train_energy_model"),
     output:
         samples="results/{campaign}/evaluation/samples.parquet",
         targets="results/{campaign}/evaluation/targets.parquet",
         summary="results/{campaign}/evaluation/summary.parquet",
+        by_distance="results/{campaign}/evaluation/by_distance.parquet",
     log:
         "logs/{campaign}/evaluate.log",
     benchmark:
@@ -26,13 +25,13 @@ rule evaluate:
     params:
         config="results/{campaign}/config.yaml",
         crysdb=subpath(input.test, parent=True),
-        energy_model=subpath(input.energy_model, parent=True),
+        energy_model=campaigns.model_option("--energy-model", "train_energy_model"),
         out=subpath(output.summary, parent=True),
         settings=campaigns.settings("evaluate"),
         code=stage_code_hash("evaluate"),
     shell:
         "dao-pipeline evaluate --config {params.config:q} --screened {input.screened:q} --crysdb {params.crysdb:q}"
-        " --energy-model {params.energy_model:q} --out {params.out:q} > {log:q} 2>&1"
+        " {params.energy_model} --out {params.out:q} > {log:q} 2>&1"
 
 
 # The variants of a campaign are campaigns of their own to all rules above (workflow_support.Campaigns).

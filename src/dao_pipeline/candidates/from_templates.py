@@ -23,11 +23,11 @@ from dao_pipeline.process.template_sampler import noised, refine
 
 
 def template_rows(
-    rows: pa.Table, proposed: pa.Table, generator: DaoModel, settings: Generate, seed: int
+    rows: pa.Table, proposed: pa.Table, generator: DaoModel | None, settings: Generate, seed: int
 ) -> pa.Table:
     """One crystal per row of a plan from its template in ``proposed``, all in one batch. seed: the campaign's.
 
-    Known crystals of the composition stay as they are.
+    Known crystals of the composition stay as they are, as all do without a generator.
     """
     found = proposed.take(pc.index_in(rows["id"], value_set=proposed["id"].combine_chunks())).combine_chunks()
     crystals = flatten(found)
@@ -35,6 +35,7 @@ def template_rows(
     coords, lattice = crystals.frac, crystals.lattice
     refined = ~known if settings.template_refinement != "none" else np.zeros_like(known)
     if refined.any():
+        assert generator is not None, "the campaign is checked for it"
         candidates = Candidates.of(seed, rows["composition"].to_pylist(), rows["sample"].to_numpy())
         moved = refine_templates(crystals.select(refined), generator, settings, candidates.select(refined))
         coords, lattice = coords.copy(), lattice.copy()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dao_pipeline.candidates.batches import BatchSize, Parts, in_batches
 from dao_pipeline.candidates.from_templates import template_rows
-from dao_pipeline.candidates.made import as_candidates, without_crystals
+from dao_pipeline.candidates.made import as_candidates, without_crystals, without_template
 from dao_pipeline.candidates.plan import PLAN_COLUMNS
 from dao_pipeline.config import Campaign, Generate, stage_settings
 from dao_pipeline.crystals.flat import list_values
@@ -42,32 +42,31 @@ from dao_pipeline.progress import Reporter
 def generate_candidates(
     campaign: Campaign,
     plan: Path,
-    generator: Path,
-    energy_model: Path,
+    generator: Path | None,
+    energy_model: Path | None,
     out: Path,
     work: Path,
     templates: Path | None = None,
 ) -> None:
     """Generate the rows of ``plan``, a round of a shard; one row each in ``out``, whatever happens.
 
-    Those with a row in ``templates`` are made from it, all others generated. Without rows the result is an empty
+    Those with a row in ``templates`` are made from it, all others generated; without a ``generator`` they have no
+    crystal, and templates stay as they are. energy_model: DAO-P, for guidance. Without rows the result is an empty
     table. Raises ContinueLater when interrupted, and UserError for models that
     do not fit each other or the settings.
     """
     settings = campaign.generate
     rows = read_table(plan, list(PLAN_COLUMNS))
-    inputs = {
-        "plan": plan,
-        "generator": generator / "model.safetensors",
-        "energy_model": energy_model / "model.safetensors",
-    }
+    named = {"generator": generator, "energy_model": energy_model}
+    models = {name: folder for name, folder in named.items() if folder is not None}
+    inputs = {"plan": plan, **{name: folder / "model.safetensors" for name, folder in models.items()}}
     about = provenance(
         "generate_candidates",
         campaign=campaign.name,
         settings=stage_settings(campaign, "generate_candidates"),
         inputs=inputs,
         seed=campaign.seed,
-        training={"generator": training_of(generator), "energy_model": training_of(energy_model)},
+        training={name: training_of(folder) for name, folder in models.items()},
     )
     if templates is not None:
         inputs["templates"] = templates
@@ -75,8 +74,10 @@ def generate_candidates(
     identity = {"models": hashes, "settings": about["settings_hash"], "seed": campaign.seed}
     device = pick_device()
     dao_g, dao_p = load_models(campaign, generator, energy_model, device)
-    about["sampling"] = settings.sampling(dao_g.process)._asdict()
-    needs = {"device": device_name(device), "generator": hashes["generator"]}
+    needs = {"device": device_name(device)}
+    if dao_g is not None:
+        about["sampling"] = settings.sampling(dao_g.process)._asdict()
+        needs["generator"] = hashes["generator"]
     if dao_p is not None:
         needs["energy_model"] = hashes["energy_model"]
     size = BatchSize(settings.batch_atoms, work.parent, needs)
@@ -88,6 +89,8 @@ def generate_candidates(
         own = np.asarray(pc.is_in(rows["id"], value_set=proposed["id"].combine_chunks())).astype(bool)
 
     def generated(batch: pa.Table) -> pa.Table:
+        if dao_g is None:
+            return without_template(batch, settings)
         return generate_rows(batch, dao_g, dao_p, settings, campaign.seed)
 
     def from_templates(batch: pa.Table) -> pa.Table:
@@ -111,18 +114,24 @@ def generate_candidates(
 
 
 def load_models(
-    campaign: Campaign, generator: Path, energy_model: Path, device: torch.device
-) -> tuple[DaoModel, DaoModel | None]:
-    """DAO-G and, where it guides, DAO-P.
+    campaign: Campaign, generator: Path | None, energy_model: Path | None, device: torch.device
+) -> tuple[DaoModel | None, DaoModel | None]:
+    """DAO-G and, where it guides, DAO-P; None for what is not given or not needed.
 
     Raises UserError for models that do not fit each other or the settings.
     """
     settings = campaign.generate
+    if generator is None:
+        return None, None
     dao_g = load_model(generator, device)
     if dao_g.about.kind != "dao_g":
         raise UserError(f"{generator}: a {dao_g.about.kind} model cannot generate; name a DAO-G directory.")
-    dao_p = load_energy_model(energy_model, device) if settings.guidance_scale > 0 else None
-    if dao_p is not None:
+    dao_p = None
+    if settings.guidance_scale > 0:
+        if energy_model is None:
+            scale = settings.guidance_scale
+            raise UserError(f"generate.guidance_scale is {scale:g}: name a DAO-P with --energy-model.")
+        dao_p = load_energy_model(energy_model, device)
         require_same_process(dao_g, generator, dao_p, energy_model)
     try:
         settings.sampling(dao_g.process)

@@ -13,6 +13,9 @@ from dao_pipeline.crystals.crystal import wrap
 from dao_pipeline.crystals.geometry import cell_parameters, lattices_from_parameters, volumes
 from dao_pipeline.crystals.schema import COLUMNS
 
+NO_TEMPLATE = "no_template"
+"""Status of a candidate that was to be made from a template where none is left, and nothing generates freely."""
+
 SMALLEST_VOLUME = 1e-3
 """angstrom^3; a smaller cell is flat."""
 
@@ -54,11 +57,25 @@ def as_candidates(
     return set_columns(rows, {**made, **(columns_of_origin or {})})
 
 
-def without_crystals(rows: pa.Table, settings: Generate, status: str) -> pa.Table:
+def without_crystals(
+    rows: pa.Table, settings: Generate, status: str, columns_of_origin: Mapping[str, Sequence[Any]] | None = None
+) -> pa.Table:
     """The plan's rows without crystals, for a reason."""
     atoms = int(rows["num_atoms"].to_numpy().sum())
     nothing = np.full((atoms, 3), np.nan), np.full((rows.num_rows, 3, 3), np.nan)
-    return as_candidates(rows, *nothing, settings, {"status": pa.repeat(status, rows.num_rows)})
+    columns = {**(columns_of_origin or {}), "status": pa.repeat(status, rows.num_rows)}
+    return as_candidates(rows, *nothing, settings, columns)
+
+
+def without_template(rows: pa.Table, settings: Generate) -> pa.Table:
+    """The plan's rows where there is no template, in a campaign without DAO-G."""
+    count = rows.num_rows
+    origin: dict[str, Sequence[Any]] = {
+        "source": ["template"] * count,
+        "origin": [None] * count,
+        "guidance_scale": [None] * count,
+    }
+    return without_crystals(rows, settings, NO_TEMPLATE, origin)
 
 
 def set_columns(rows: pa.Table, columns: Mapping[str, Sequence[Any] | np.ndarray | pa.Array]) -> pa.Table:

@@ -25,17 +25,16 @@ def screen_shard(
     generated: Path,
     shard: int,
     references: Path,
-    energy_model: Path,
+    energy_model: Path | None,
     out: Path,
     ranker: Path | None = None,
     work: Path | None = None,
 ) -> None:
     """Write the screened table of a shard: all rounds together, as every composition is whole in it.
 
-    planned, generated: folders of the rounds' files. references: by ``sort_references``. ranker: what
-    ``train_ranker`` wrote; None: candidates are ranked by predicted energy. work: folder for finished pieces of
-    what takes long. A shard without candidates has an
-    empty table, without the columns of screening.
+    planned, generated: folders of the rounds' files. references: by ``sort_references``. energy_model: DAO-P;
+    None: there are no energies. ranker: what ``train_ranker`` wrote; None: candidates are ranked by predicted
+    energy. work: folder for finished pieces of what takes long. A shard without candidates has an empty table, without the columns of screening.
 
     Raises UserError where the generated candidates are not exactly the planned ones.
     """
@@ -45,7 +44,9 @@ def screen_shard(
         known = read_references(references, set(table["formula"].to_pylist()))
         table = screen_table(table, known, campaign, energy_model, ranker, references, work)
     training = read_about(made[0]).get("training")
-    inputs = {f"generated_{number}": file for number, file in enumerate(made)} | {"energy_model": energy_model}
+    inputs = {f"generated_{number}": file for number, file in enumerate(made)}
+    if energy_model is not None:
+        inputs["energy_model"] = energy_model
     if ranker is not None:
         inputs["ranker"] = ranker
         training = None if training is None else {**training, "ranker": training_of(ranker)}

@@ -66,6 +66,7 @@ def write_trajectories(
             "candidates that found no template, name the table of templates too (--templates)."
         )
     dao_g, dao_p = load_models(campaign, generator, energy_model, pick_device())
+    assert dao_g is not None
     frames = Frames()
     _, _, kept = sample_rows(rows, dao_g, dao_p, campaign.generate, campaign.seed, frames.watch)
     ptr = np.concatenate([[0], np.cumsum(rows["num_atoms"].to_numpy())])

@@ -74,6 +74,47 @@ class Campaign(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _without_models(self) -> Campaign:
+        generate = self.generate
+        if not self.generator.enabled:
+            needed = {
+                f"generate.template_share ({generate.template_share:g}); set 1": generate.template_share < 1,
+                f"generate.template_refinement ({generate.template_refinement}); set none": (
+                    generate.template_refinement != "none"
+                ),
+                "generator.pretrained; leave it out": self.generator.pretrained is not None,
+                "generator.template_paths; set 0": self.generator.template_paths > 0,
+                "ablation.variants; leave them out": bool(self.ablation.variants),
+            }
+            for what, wanted in needed.items():
+                if wanted:
+                    raise ValueError(f"generator.enabled is false, but a generator is needed for {what}")
+        if not self.energy_model.enabled:
+            needed = {
+                "the generator; set generator.enabled: false": self.generator.enabled,
+                "the order of candidates; set ranking.enabled: true": not self.ranks(),
+                "ranking.energy; set false": self.ranking.energy,
+                "screen.hull.model: dao_p; set chgnet": (
+                    self.screen.hull.entries is not None and self.screen.hull.model == "dao_p"
+                ),
+                "energy_model.pretrained; leave it out": self.energy_model.pretrained is not None,
+                "property; set property.enabled: false": self.property.enabled,
+            }
+            for what, wanted in needed.items():
+                if wanted:
+                    raise ValueError(f"energy_model.enabled is false, but DAO-P is needed for {what}")
+        return self
+
+    def ranks(self) -> bool:
+        """Whether candidates are ranked by probability, with a ranker of the campaign's own or a given one."""
+        wanted = self.ranking.enabled
+        return wanted if wanted is not None else self.generate.template_share > 0 or self.ranking.model is not None
+
+    def trains_ranker(self) -> bool:
+        """Whether the campaign trains a ranker of its own."""
+        return self.ranks() and self.ranking.model is None
+
     def needs_paths(self) -> bool:
         """Whether the generator must have learned paths from templates before it comes here, if it is given."""
         return self.generator.template_paths > 0 or self.generate.template_refinement == "path"

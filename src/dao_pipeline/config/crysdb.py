@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -85,6 +85,11 @@ class CrysDB(Section):
         None, pattern=_DATE, description="split: time; crystals published since then (YYYY-MM-DD) test"
     )
     use_given_split: bool = Field(True, description="respect a split column of the source where it is filled")
+    held_out: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {},
+        description="by source (column source), so many of its crystals, drawn at random by the seed, are the "
+        "test split, e.g. {mp20: 1000}; whatever else has one of their compositions is left out",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> CrysDB:
@@ -99,6 +104,11 @@ class CrysDB(Section):
             raise ValueError(f"val_from ({self.val_from}) is later than test_from ({self.test_from})")
         if bool(self.val_from) != bool(self.test_from):
             raise ValueError("val_from and test_from belong together: give both, or neither")
+        if self.held_out and self.split not in ("composition", "chemical_system"):
+            raise ValueError(
+                f"held_out needs split: composition or chemical_system, which keep compositions apart, not "
+                f"{self.split}"
+            )
         if (self.val_from or self.test_from) and self.split != "time":
             raise ValueError(f"val_from and test_from belong to split: time, but split is {self.split}")
         return self

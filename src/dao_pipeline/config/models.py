@@ -143,6 +143,11 @@ class Training(Section):
 class EnergyModel(Section):
     """Stage train_energy_model: DAO-P."""
 
+    enabled: bool = Field(
+        True,
+        description="false: no DAO-P, and no energies, where nothing needs them: no generator, candidates ranked "
+        "by probability without ranking.energy",
+    )
     backbone: Backbone = Backbone(residual="sum")
     label: Literal["e_above_hull", "formation_energy"] = Field(
         "e_above_hull", description="energy the model learns, eV/atom"
@@ -221,6 +226,11 @@ class Relax(Section):
 class Generator(Section):
     """DAO-G's backbone, and weights from elsewhere in place of pretraining."""
 
+    enabled: bool = Field(
+        True,
+        description="false: no DAO-G is trained, where all candidates are templates as they are "
+        "(generate.template_share: 1); those that find none have no crystal, status no_template",
+    )
     backbone: Backbone = Backbone(distances="none")
     pretrained: str | None = Field(
         None, description="a model directory; pretraining is skipped and fine-tuning starts there"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,19 @@ class Evaluate(Section):
 
     matcher: Matcher = Matcher()
     bootstrap: int = Field(1000, ge=0, description="resamples for 95 % intervals")
-    baselines: bool = Field(True, description="compare with random crystals and substituted templates as well")
+    targets: Literal["stable", "all"] = Field(
+        "stable",
+        description="known crystals to be found among the candidates of a composition and number of atoms: "
+        "stable, the most stable one; all, each of them, which is how match rates are published",
+    )
+    k: list[Annotated[int, Field(ge=1)]] = Field(
+        [1, 5, 20],
+        description="match rates of the first so many candidates, those below generate.samples; the rates of the "
+        "first one and of all are always there",
+    )
+    baselines: list[Literal["random", "substitution"]] = Field(
+        ["random", "substitution"], description="compare with random crystals, and with substituted templates"
+    )
     allow_leakage: bool = Field(
         False, description="score models whose training did not demonstrably exclude the test split"
     )

@@ -80,11 +80,10 @@ STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
         "generate.template_noise",
         "seed",
     ),
-    "train_ranker": ("ranking", "templates", "screen.symprec", "seed"),
+    "train_ranker": ("ranking", "screen.symprec", "seed"),
     "sort_references": (),
     "screen_shard": (
         *(f"screen.{name}" for name in Screen.model_fields if name not in _OF_THE_WHOLE),
-        "ranking.enabled",
         "ranking.model",
         "ranking.matcher",
     ),

@@ -59,9 +59,10 @@ class Templates(Section):
 class Ranking(Section):
     """Stage train_ranker: how likely each candidate is the ground state, learned from known compositions."""
 
-    enabled: bool = Field(
-        False,
-        description="train a ranker, and rank candidates by its probabilities; false: by predicted energy",
+    enabled: bool | None = Field(
+        None,
+        description="true: train a ranker, and rank candidates by its probabilities; false: by predicted energy; "
+        "null: true where candidates are made from templates (generate.template_share)",
     )
     model: str | None = Field(None, description="a ranker's directory from elsewhere, in place of training one")
     sources: list[str] | None = Field(
@@ -76,7 +77,10 @@ class Ranking(Section):
         description="eV/atom; where the most stable known crystal lies higher, nothing is learned",
     )
     compositions: int = Field(
-        2_000, ge=20, description="training compositions whose proposals are compared with the known crystal"
+        1_000,
+        ge=20,
+        description="compositions, at most, whose proposals are compared with the known crystal: of the "
+        "validation split, and of the training split for a network (hidden)",
     )
     proposals: int = Field(12, ge=2, le=100, description="proposals per composition that are compared")
     suggestions: int = Field(
@@ -101,6 +105,6 @@ class Ranking(Section):
 
     @model_validator(mode="after")
     def _one_ranker(self) -> Ranking:
-        if self.model is not None and not self.enabled:
+        if self.model is not None and self.enabled is False:
             raise ValueError("model is given, but enabled is false: set enabled: true, or leave model out")
         return self

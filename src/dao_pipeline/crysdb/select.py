@@ -31,6 +31,7 @@ from dao_pipeline.crysdb.split import (
     VAL,
     assign_by_date,
     assign_coded,
+    drawn,
     propose_dates,
 )
 from dao_pipeline.crysdb.store import Store, StoreWriter
@@ -128,6 +129,7 @@ def select(
     ids = facts.ids.combine_chunks()
     lost = living.reject(copy_of >= 0, "duplicate", lambda i: f"same crystal as {ids[copy_of[i]]}")
     with step("split", int(living.mask.sum())):
+        given = _draw(campaign, facts, living, given)
         side = _split(campaign, facts, living, given, owner)
     rows = living.rows
     chosen = Selection(
@@ -312,6 +314,25 @@ def _split(campaign: Campaign, facts: Facts, living: _Living, given: np.ndarray,
     name = what.replace("_", " ")
     living.reject(side == LEFT_OUT, f"{what}_in_test", lambda i: f"the given test split has this {name}")
     return side
+
+
+def _draw(campaign: Campaign, facts: Facts, living: _Living, given: np.ndarray) -> np.ndarray:
+    """``given`` (m,) with the crystals of ``crysdb.held_out`` in the test split; no side for others like them."""
+    given = given.copy()
+    rows = living.rows[~facts.precursor[living.rows]]
+    sources = np.array(pc.fill_null(facts.sources, "").take(pa.array(rows)).to_pylist(), dtype=str)
+    for name, count in campaign.crysdb.held_out.items():
+        own = rows[sources == name]
+        if len(own) < count:
+            raise UserError(
+                f"crysdb.held_out.{name} = {count}: there are {len(own)} usable crystals of that source; sources "
+                f"are {', '.join(sorted(set(sources.tolist())))}. Hold out fewer, or correct the name."
+            )
+        chosen = own[drawn(facts.ids.take(pa.array(own)).to_pylist(), count, campaign.seed)]
+        like = np.isin(facts.formula.code, facts.formula.code[chosen])
+        given[like & (given != TEST)] = -1
+        given[chosen] = TEST
+    return given
 
 
 def _by_date(limits: CrysDB, facts: Facts, rows: np.ndarray, given: np.ndarray) -> np.ndarray:

@@ -31,6 +31,11 @@ def position(key: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
+def drawn(ids: Sequence[str], count: int, seed: int) -> np.ndarray:
+    """Places of ``count`` of the ids, drawn at random: those whose hash with the seed comes first."""
+    return np.argsort([position(f"held out:{name}", seed) for name in ids], kind="stable")[:count]
+
+
 def given_split(table: pa.Table) -> np.ndarray:
     """The source's split (m,), '' where it has none; names as written unless they are a known alias."""
     if "split" not in table.column_names:

@@ -68,7 +68,7 @@ STAGES: dict[str, Column] = {
         _text,
         "",
         "generated, template, template_refined or known (a known crystal of this composition); in plans: "
-        "what is asked for first",
+        "what is asked for first; null: there was no template, and nothing generates freely",
     ),
     "structure_type_known": Column(
         _flag, "", "made from a known structure, or like a candidate that was; null: no template was tried"
@@ -83,10 +83,12 @@ STAGES: dict[str, Column] = {
     "round": Column(_count, "", "round of the candidate: a block of the samples of each composition"),
     "template_rank": Column(_count, "", "in plans: the template that is asked for, by its rank from 0"),
     "sample": Column(_count, "", "number of the candidate within its composition"),
-    "status": Column(_text, "", "ok, or why there is no usable crystal"),
+    "status": Column(_text, "", "ok, or why there is no usable crystal, e.g. no_template"),
     "guidance_scale": Column(_float, "", "multiplier of DAO-P's energy gradient in sampling"),
     # screening
-    "energy_pred": Column(_float, "eV/atom", "energy predicted by DAO-P, in the unit of its label"),
+    "energy_pred": Column(
+        _float, "eV/atom", "energy predicted by DAO-P, in the unit of its label; null: no crystal, or no DAO-P"
+    ),
     "energy_std_pred": Column(_float, "eV/atom", "standard deviation of its error, where DAO-P has members"),
     "min_distance": Column(_float, "angstrom", "smallest interatomic distance, periodic images included"),
     "volume_per_atom": Column(_float, "angstrom^3", "cell volume per atom"),
@@ -154,7 +156,12 @@ EVALUATION: dict[str, Column] = {
         _count, "", "position in the method's own order, from 1; substitution: nearest template first"
     ),
     "place": Column(_count, "", "rank that counts for the method: see rank1_by; duplicates share their group's"),
-    "first": Column(_flag, "", "the one candidate that the method would name if only one were allowed"),
+    "guess": Column(
+        _count,
+        "",
+        "place of a candidate that stands for itself or leads its group; null: like a better one, or no rank",
+    ),
+    "first": Column(_flag, "", "the one candidate that the method would name if only one were allowed: guess 1"),
     "matched": Column(_flag, "", "StructureMatcher finds it to be the known crystal", True),
     "rmse": Column(_float, "(V/n)^(1/3)", "displacement of the atoms of a match; of the best match of a target"),
     "reason": Column(_text, "", "why there is no match: no_match, the status, or the matcher's error"),
@@ -170,12 +177,20 @@ EVALUATION: dict[str, Column] = {
     "energy1_found": Column(_flag, "", "the candidate of lowest predicted energy matches"),
     "energy1_rmse": Column(_float, "(V/n)^(1/3)", "displacement of that match"),
     "first_match_rank": Column(_count, "", "smallest place among the candidates that match"),
+    "guesses": Column(pa.list_(pa.int32()), "", "the guesses (column guess of the samples) that match"),
+    "guess_rmse": Column(pa.list_(pa.float64()), "(V/n)^(1/3)", "displacement of each of them"),
     # summary.parquet: one row per method and number of candidates
-    "k": Column(_count, "", "candidates that count: 1, the method's first, or all"),
+    "k": Column(_count, "", "candidates that count: the method's first k guesses, or all; null: all"),
     "match_rate": Column(_float, "", "share of targets with a match among them", True),
-    "low": Column(_float, "", "95 % bootstrap interval over targets, lower end"),
-    "high": Column(_float, "", "95 % bootstrap interval over targets, upper end"),
+    "low": Column(
+        _float, "", "95 % bootstrap interval, lower end; targets of one reduced formula are resampled together"
+    ),
+    "high": Column(_float, "", "95 % bootstrap interval, upper end"),
     "n": Column(_count, "", "targets, those without candidates included"),
+    # by_distance.parquet: one row per quarter of the targets and number of candidates
+    "nearest": Column(_text, "", "quarter of the targets by the distance to the nearest template, or no template"),
+    "nearest_from": Column(_float, "", "smallest such distance, in units of what proposed the template"),
+    "nearest_to": Column(_float, "", "largest such distance"),
     "match_rate_by_energy": Column(_float, "", "k = 1: rate of the candidates of lowest predicted energy"),
     "match_rate_single": Column(
         _float, "", "k = 1: expected rate of one candidate drawn at random, a miss if none"

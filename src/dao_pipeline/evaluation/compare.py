@@ -1,4 +1,4 @@
-"""All methods on the same targets: DAO-G's candidates, random crystals, substituted templates."""
+"""All methods on the same targets: the campaign's candidates, random crystals, substituted templates."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dao_pipeline.candidates.made import NO_TEMPLATE
 from dao_pipeline.config import Campaign, Matcher
 from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.schema import COLUMNS
@@ -36,18 +37,21 @@ class Target:
 
 
 def compare_methods(
-    campaign: Campaign, targets: Sequence[Target], templates: TemplateIndex, energy_model: Path
+    campaign: Campaign, targets: Sequence[Target], templates: TemplateIndex, energy_model: Path | None
 ) -> list[Sample]:
-    """Every candidate of every method for every target, compared with the known crystal and ranked."""
-    samples = campaign.generate.samples if campaign.evaluate.baselines else 0
-    substituted = substitutions(templates, [target.known for target in targets], samples)
+    """Every candidate of every method for every target, compared with the known crystal and ranked.
+
+    energy_model: None: there are no energies, and random crystals count in the order in which they were drawn.
+    """
+    count = dict.fromkeys(campaign.evaluate.baselines, campaign.generate.samples)
+    substituted = substitutions(templates, [target.known for target in targets], count.get("substitution", 0))
     tasks = [
         Task(
             known=target.known,
             dao=[row["crystal"] for row in target.candidates if row["crystal"] is not None],
             substitutions=made,
             element_volumes=templates.volume.elements,
-            samples=samples,
+            random=count.get("random", 0),
             seed=campaign.seed,
             matcher=campaign.evaluate.matcher,
         )
@@ -76,7 +80,7 @@ class Task:
     dao: list[Crystal]
     substitutions: list[Substitution]
     element_volumes: np.ndarray
-    samples: int
+    random: int
     seed: int
     matcher: Matcher
 
@@ -95,7 +99,7 @@ class Compared:
 def compare_target(task: Task) -> Compared:
     """Make the baselines' crystals for one target and compare all candidates with the known crystal."""
     target = task.known
-    random = random_crystals(target.id, target.atomic_numbers, task.element_volumes, task.samples, task.seed)
+    random = random_crystals(target.id, target.atomic_numbers, task.element_volumes, task.random, task.seed)
 
     def matches(crystals: list[Crystal]) -> list[Match]:
         return match_target(target, crystals, task.matcher)
@@ -109,7 +113,9 @@ def compare_target(task: Task) -> Compared:
     )
 
 
-def _predicted(campaign: Campaign, energy_model: Path, compared: Sequence[Compared]) -> dict[str, dict[str, Any]]:
+def _predicted(
+    campaign: Campaign, energy_model: Path | None, compared: Sequence[Compared]
+) -> dict[str, dict[str, Any]]:
     """Status, validity and DAO-P's energy of the baselines' crystals, by id."""
     from dao_pipeline.energy.predict import predict_energies
 
@@ -118,7 +124,9 @@ def _predicted(campaign: Campaign, energy_model: Path, compared: Sequence[Compar
         return {}
     table = to_table(crystals).append_column("status", pa.array(["ok"] * len(crystals), COLUMNS["status"].type))
     table = check_geometry(table, campaign.screen)
-    energies = predict_energies(energy_model, table, batch_atoms=campaign.generate.batch_atoms)
+    energies = np.full(table.num_rows, np.nan)
+    if energy_model is not None:
+        energies = predict_energies(energy_model, table, batch_atoms=campaign.generate.batch_atoms)
     return {
         row["id"]: {
             "status": row["status"],
@@ -142,11 +150,16 @@ def _campaign_samples(target: Target, matches: Sequence[Match]) -> list[Sample]:
     themselves, and if there are others too, from templates, all of them (``combined``)."""
     rows, found = target.candidates, iter(matches)
     pairs = [(row, next(found) if row["crystal"] is not None else None) for row in rows]
-    free = [(row, match) for row, match in pairs if row.get("origin") in (None, "generated")]
+    free = [(row, match) for row, match in pairs if _is_free(row)]
     samples = _ranked_samples(target, "dao", _among_themselves([row for row, _ in free]), [m for _, m in free])
     if len(free) < len(rows):
         samples += _ranked_samples(target, "combined", rows, [match for _, match in pairs])
     return samples
+
+
+def _is_free(row: dict[str, Any]) -> bool:
+    """Whether a candidate was generated freely; one for which there was no template was not made at all."""
+    return row.get("origin") in (None, "generated") and row["status"] != NO_TEMPLATE
 
 
 def _among_themselves(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -190,7 +203,7 @@ def _ranked_samples(
                 energy_pred=row["energy_pred"],
                 rank=rank,
                 place=place_of_group.get(row["group"]) if row["group"] is not None else None,
-                first=row["rank"] == 1,
+                guess=row["rank"],
                 template_id=row.get("template_id"),
                 template_distance=row.get("template_distance"),
                 probability=row.get("probability"),
@@ -210,7 +223,7 @@ def _baseline_samples(
     """A baseline's candidates of one target in its own order, ranked by predicted energy among the valid."""
     about = [predicted[crystal.id] for crystal in crystals]
     ranks = ranks_by_energy([a["energy_pred"] for a in about], [a["valid"] for a in about])
-    by_energy = RANK1_BY[method] == "predicted_energy"
+    by_energy = RANK1_BY[method] == "predicted_energy" and any(rank is not None for rank in ranks)
     samples = []
     for i, (crystal, rank) in enumerate(zip(crystals, ranks, strict=True)):
         place = rank if by_energy else i + 1
@@ -226,7 +239,7 @@ def _baseline_samples(
                 order=i + 1,
                 rank=rank,
                 place=place,
-                first=place == 1,
+                guess=place,
                 **about[i],
                 **_outcome(matches[i], about[i]["status"]),
             )

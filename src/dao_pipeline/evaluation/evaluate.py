@@ -1,8 +1,8 @@
-"""Stage evaluate: were the known crystals of the test split found, by DAO-G and by two baselines?
+"""Stage evaluate: were the known crystals of the test split found, by the campaign and by two baselines?
 
-Every candidate counts, valid or not; a target without candidates is a miss. DAO-G's candidates are ranked as the
-screening did, by probability or predicted energy; DAO-P ranks those of the baselines; template substitution names
-its nearest template first instead, which needs no energy.
+Every candidate counts, valid or not; a target without candidates is a miss. The campaign's candidates are ranked
+as the screening did, by probability or predicted energy; DAO-P ranks those of the baselines; template substitution
+names its nearest template first instead, which needs no energy.
 """
 
 from __future__ import annotations
@@ -18,16 +18,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dao_pipeline.candidates.compositions import Requested, campaign_compositions
+from dao_pipeline.candidates.compositions import campaign_compositions
 from dao_pipeline.config import Campaign, stage_settings
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.held_out import require_held_out, training_of
 from dao_pipeline.crystals.schema import COLUMNS, EVALUATION
 from dao_pipeline.crystals.table import provenance, read_about, read_table, table_files, write_table
 from dao_pipeline.errors import UserError
+from dao_pipeline.evaluation.by_distance import by_distance
 from dao_pipeline.evaluation.compare import Target, compare_methods
-from dao_pipeline.evaluation.metrics import PROBABILITY, Sample, methods_of, summarise, target_result
+from dao_pipeline.evaluation.metrics import (
+    AS_DRAWN,
+    PROBABILITY,
+    Sample,
+    counts,
+    methods_of,
+    summarise,
+    target_result,
+)
 from dao_pipeline.evaluation.substitution import plain_index
+from dao_pipeline.evaluation.targets import Wanted, wanted
 from dao_pipeline.templates.index import TemplateIndex
 
 TARGETS_AT_ONCE = 200
@@ -42,83 +52,97 @@ def _schema(names: str) -> pa.Schema:
 
 SAMPLES_SCHEMA = _schema(
     "id method target_id composition formula num_atoms sample order template_id template_distance status valid "
-    "energy_pred probability rank place first matched rmse reason"
+    "energy_pred probability rank place guess first matched rmse reason"
 )
 TARGETS_SCHEMA = _schema(
     "target_id composition formula num_atoms spacegroup method candidates compared valid_candidates matches found "
-    "rmse rank1_by rank1_found rank1_rmse energy1_found energy1_rmse first_match_rank"
+    "rmse rank1_by rank1_found rank1_rmse energy1_found energy1_rmse first_match_rank guesses guess_rmse "
+    "template_distance"
 )
 SUMMARY_SCHEMA = _schema(
     "method k rank1_by match_rate low high rmse matches n match_rate_by_energy match_rate_single"
 )
 
+DISTANCE_SCHEMA = _schema("method nearest k match_rate low high rmse matches n nearest_from nearest_to")
+
 _STRUCTURE = ["id", "source", "formula", "atomic_numbers", "frac_coords", "lattice"]
 _SCREENED = [*_STRUCTURE, "composition", "target_id", "sample", "status", "valid", "energy_pred", "group", "rank"]
 
 
-def evaluate(campaign: Campaign, screened: Path, crysdb: Path, energy_model: Path, out: Path) -> None:
-    """Write samples.parquet, targets.parquet and summary.parquet into ``out``.
+def evaluate(campaign: Campaign, screened: Path, crysdb: Path, energy_model: Path | None, out: Path) -> None:
+    """Write samples, targets, summary and by_distance.parquet into ``out``.
+
+    energy_model: DAO-P, for the baselines; None where the campaign has none.
 
     Raises UserError when the candidates were made for other targets than the test split now has, and when the
     models may have been trained on it (unless ``evaluate.allow_leakage``).
     """
-    asked = campaign_compositions(campaign, crysdb) if campaign.generate.known else []
-    if not asked:
+    settings = campaign.evaluate
+    cells = campaign_compositions(campaign, crysdb) if campaign.generate.known else []
+    asked = wanted(crysdb / "test.parquet", cells, settings.targets) if cells else []
+    if not cells:
         log.warning("compositions are given: there are no known crystals to compare with")
     leaks = _require_held_out(campaign, screened, crysdb / "test.parquet", energy_model) if asked else []
     known = _read_known(crysdb / "test.parquet", asked)
-    candidates = _read_candidates(screened, set(known))
-    targets = [Target(t.composition, known[str(t.target_id)], candidates.get(str(t.target_id), [])) for t in asked]
+    candidates = _read_candidates(screened, {str(cell.target_id) for cell in cells})
+    targets = [
+        Target(cell.composition, known[name], candidates.get(str(cell.target_id), [])) for name, cell in asked
+    ]
     templates = read_templates(crysdb / "train.parquet")
     samples: list[Sample] = []
     for start in range(0, len(targets), TARGETS_AT_ONCE):
         piece = targets[start : start + TARGETS_AT_ONCE]
         samples += compare_methods(campaign, piece, templates, energy_model)
-    methods = methods_of(samples, campaign.evaluate.baselines)
+    methods = methods_of(samples, settings.baselines)
     ranked = "probability" in pq.read_schema(screened).names
     rank1_by = dict.fromkeys(("dao", "combined"), PROBABILITY) if ranked else {}
+    if energy_model is None:
+        rank1_by["random"] = AS_DRAWN
     results = target_rows(asked, known, samples, methods, rank1_by)
-    summary = summarise(results, campaign.generate.samples, campaign.evaluate.bootstrap, campaign.seed)
+    most, ks = campaign.generate.samples, settings.k
+    summary = summarise(results, most, settings.bootstrap, campaign.seed, ks)
+    distances = by_distance(results, counts(ks, most), settings.bootstrap, campaign.seed)
+    inputs = {"screened": screened, "train": crysdb / "train.parquet", "test": crysdb / "test.parquet"}
+    if energy_model is not None:
+        inputs["energy_model"] = energy_model
     about = provenance(
         "evaluate",
         campaign=campaign.name,
         settings=stage_settings(campaign, "evaluate"),
-        inputs={
-            "screened": screened,
-            "train": crysdb / "train.parquet",
-            "test": crysdb / "test.parquet",
-            "energy_model": energy_model,
-        },
+        inputs=inputs,
         protocol="all pairs: no filter on validity or charge neutrality",
         possible_leakage=leaks,
     )
-    rows = [asdict(sample) for sample in samples]
+    rows = [{**asdict(sample), "first": sample.first} for sample in samples]
     write_table(pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), out / "samples.parquet", about)
     write_table(pa.Table.from_pylist(results, schema=TARGETS_SCHEMA), out / "targets.parquet", about)
+    write_table(pa.Table.from_pylist(distances, schema=DISTANCE_SCHEMA), out / "by_distance.parquet", about)
     write_table(pa.Table.from_pylist(summary, schema=SUMMARY_SCHEMA), out / "summary.parquet", about)
     for row in summary:
         log.info("%s: %d of %d targets with k = %d", row["method"], row["matches"], row["n"], row["k"])
 
 
-def _require_held_out(campaign: Campaign, screened: Path, test: Path, energy_model: Path) -> list[str]:
+def _require_held_out(campaign: Campaign, screened: Path, test: Path, energy_model: Path | None) -> list[str]:
     """What speaks for the models having seen the test split; raises UserError for it unless that is allowed."""
     models = read_about(screened).get("training")
     if models is None:
         # candidates that say nothing about the models that made them: nobody knows what those have seen
         models = {"the generator": [{"stage": "generation", "campaign": str(screened), "held_out": None}]}
-    models = {**models, "energy_model": training_of(energy_model)}
+    if energy_model is not None:
+        models = {**models, "energy_model": training_of(energy_model)}
     return require_held_out(test, models, campaign.evaluate.allow_leakage)
 
 
-def _read_known(path: Path, asked: Sequence[Requested]) -> dict[str, Crystal]:
+def _read_known(path: Path, asked: Sequence[Wanted]) -> dict[str, Crystal]:
     names = [*_STRUCTURE, *(n for n in ("spacegroup",) if n in pq.read_schema(path).names)]
     table = read_table(path, columns=names)
-    ids = pa.array([target.target_id for target in asked], pa.string())
+    ids = pa.array([target.id for target in asked], pa.string())
     return {crystal.id: crystal for crystal in from_table(table.filter(pc.is_in(table["id"], value_set=ids)))}
 
 
 def _read_candidates(screened: Path, targets: set[str]) -> dict[str, list[dict[str, Any]]]:
-    """Screened candidates by target, as rows with a ``crystal`` (None where there is none)."""
+    """Screened candidates by the crystal that their cell was asked for, as rows with a ``crystal`` (None where
+    there is none)."""
     optional = _present_columns(screened, ("origin", "template_id", "template_distance", "probability"))
     table = read_table(screened, columns=[*_SCREENED, *optional])
     table = table.filter(pc.is_valid(table["target_id"]))
@@ -148,7 +172,7 @@ def read_templates(train: Path) -> TemplateIndex:
 
 
 def target_rows(
-    asked: Sequence[Requested],
+    asked: Sequence[Wanted],
     known: dict[str, Crystal],
     samples: Sequence[Sample],
     methods: Sequence[str],
@@ -163,13 +187,13 @@ def target_rows(
         own[sample.target_id, sample.method].append(sample)
     return [
         {
-            "target_id": target.target_id,
-            "composition": target.composition,
-            "formula": target.formula,
-            "num_atoms": target.num_atoms,
-            "spacegroup": known[str(target.target_id)].extra.get("spacegroup"),
-            **target_result(method, own[str(target.target_id), method], rank1_by.get(method)),
+            "target_id": name,
+            "composition": cell.composition,
+            "formula": cell.formula,
+            "num_atoms": cell.num_atoms,
+            "spacegroup": known[name].extra.get("spacegroup"),
+            **target_result(method, own[name, method], rank1_by.get(method)),
         }
-        for target in asked
+        for name, cell in asked
         for method in methods
     ]

@@ -6,9 +6,12 @@ copied.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +19,16 @@ import pyarrow as pa
 from dao_pipeline.config import Matcher
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.flat import structure_columns
-from dao_pipeline.parallel import parallel_map
+from dao_pipeline.crystals.table import is_finished, read_table, write_table
+from dao_pipeline.errors import ContinueLater
+from dao_pipeline.interrupt import Interruptible
+from dao_pipeline.parallel import parallel_stream
 from dao_pipeline.templates.index import TemplateIndex
 
 STRUCTURE = ["id", "source", "formula", "atomic_numbers", "frac_coords", "lattice"]
+
+PART = 50
+"""Targets whose labels are lost at most when the stage is killed."""
 
 
 def propose(index: TemplateIndex, targets: pa.Table, k: int) -> pa.Table:
@@ -50,48 +59,72 @@ def propose(index: TemplateIndex, targets: pa.Table, k: int) -> pa.Table:
 
 @dataclass(frozen=True)
 class Task:
-    """Candidates of one composition, and the known crystals that they may turn out to be."""
+    """Candidates of one composition, and the known crystal that they may turn out to be."""
 
     candidates: list[Crystal]
-    known: list[Crystal]
+    known: Crystal
     matcher: Matcher
 
 
 def compare(task: Task) -> np.ndarray:
-    """(candidates, known) float64: displacement of the atoms in units of (V/n)^(1/3); NaN where they do not
-    match.
-    """
+    """(candidates,) float64: displacement of the atoms in units of (V/n)^(1/3); NaN where they do not match."""
     from dao_pipeline.crystals.matching import Sameness
 
     same = Sameness(task.matcher)
-    known = [same.reduce(crystal) for crystal in task.known]
-    made = [same.reduce(crystal) for crystal in task.candidates]
-    return np.array([[same.rms(one, other) for other in known] for one in made], dtype=np.float64).reshape(
-        len(made), len(known)
-    )
+    known = same.reduce(task.known)
+    return np.array([same.rms(same.reduce(crystal), known) for crystal in task.candidates], dtype=np.float64)
 
 
 def label(
-    candidates: pa.Table, targets: pa.Table, others: dict[str, list[Crystal]], matcher: Matcher, workers: int
+    candidates: pa.Table, targets: pa.Table, matcher: Matcher, workers: int, work: Path | None = None
 ) -> pa.Table:
-    """``candidates`` with rmse and matched against their target, and matched_other against its polymorphs.
+    """``candidates`` with rmse and matched against their target.
 
-    others: further known crystals, by reduced formula.
+    work: a folder for the outcomes of each ``PART`` targets; those of an earlier call with the same candidates are
+    taken from there. Raises ContinueLater after the part at hand, if the process is asked to stop.
     """
     rows: dict[str, list[int]] = defaultdict(list)
     for row, target in enumerate(candidates["target_id"].to_pylist()):
         rows[target].append(row)
     made = list(from_table(candidates.select(STRUCTURE)))
     wanted = [crystal for crystal in from_table(targets.select(STRUCTURE)) if crystal.id in rows]
-    tasks = [Task([made[row] for row in rows[t.id]], [t, *_others(t, others)], matcher) for t in wanted]
-    rmse, other = np.full(len(made), np.nan), np.zeros(len(made), dtype=bool)
-    for target, result in zip(wanted, parallel_map(compare, tasks, workers), strict=True):
-        rmse[rows[target.id]] = result[:, 0]
-        other[rows[target.id]] = np.isfinite(result[:, 1:]).any(1)
+    tasks = [Task([made[row] for row in rows[known.id]], known, matcher) for known in wanted]
+    rmse = np.full(len(made), np.nan)
+    for task, result in zip(tasks, _outcomes(tasks, workers, work), strict=True):
+        rmse[rows[task.known.id]] = result
     table = candidates.append_column("rmse", pa.array(rmse, from_pandas=True))
-    table = table.append_column("matched", pa.array(np.isfinite(rmse)))
-    return table.append_column("matched_other", pa.array(other))
+    return table.append_column("matched", pa.array(np.isfinite(rmse)))
 
 
-def _others(target: Crystal, known: dict[str, list[Crystal]]) -> Sequence[Crystal]:
-    return [crystal for crystal in known.get(target.formula, []) if crystal.id != target.id]
+def _outcomes(tasks: Sequence[Task], workers: int, work: Path | None) -> Iterator[np.ndarray]:
+    """``compare`` of each task, in order; in parts, of which those that are in ``work`` are read from there."""
+    if work is None:
+        yield from parallel_stream(compare, tasks, workers)
+        return
+    parts = [list(tasks[i : i + PART]) for i in range(0, len(tasks), PART)]
+    files = [work / f"labels-{number:05d}.parquet" for number in range(len(parts))]
+    identities = [{"digest": _digest(part)} for part in parts]
+    done = [is_finished(file, identity) for file, identity in zip(files, identities, strict=True)]
+    waiting = [task for part, old in zip(parts, done, strict=True) if not old for task in part]
+    fresh = parallel_stream(compare, waiting, workers)
+    with Interruptible() as interrupt, closing(fresh):
+        for part, file, identity, old in zip(parts, files, identities, done, strict=True):
+            if not old:
+                if interrupt.requested:
+                    raise ContinueLater(f"labels before {file.name} are in {work}")
+                column = pa.array([next(fresh).tolist() for _ in part], pa.list_(pa.float64()))
+                write_table(pa.table({"rmse": column}), file, {"identity": identity})
+            for values in read_table(file)["rmse"].to_pylist():
+                yield np.array(values, dtype=np.float64)
+
+
+def _digest(part: Sequence[Task]) -> str:
+    """Hash of all that the outcomes of a part depend on."""
+    digest = hashlib.sha256()
+    for task in part:
+        digest.update(task.matcher.model_dump_json().encode())
+        for crystal in (task.known, *task.candidates):
+            digest.update(crystal.id.encode())
+            for array in (crystal.atomic_numbers, crystal.frac_coords, crystal.lattice):
+                digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]

@@ -32,7 +32,7 @@ class TrainedRanker:
     """known: crystals that vote, of the types ``described``. element_volumes: (101,) angstrom^3.
 
     table: the known crystals without their structures. history: how it was trained, as for other models.
-    energy_model: hash of the DAO-P whose energies it learned to weigh.
+    energy_model: hash of the DAO-P whose energies it learned to weigh, if it did.
     """
 
     settings: Ranking
@@ -43,7 +43,7 @@ class TrainedRanker:
     votes: Votes
     ranker: Ranker
     element_volumes: np.ndarray
-    energy_model: str
+    energy_model: str | None
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def describe(self, table: pa.Table, composition: Sequence[str], workers: int = 1) -> Features:

@@ -20,8 +20,8 @@ STOPPED_BY = 0.2
 """Share of the training compositions that are not learned from but say when to stop. Not the validation split: its
 crystals may be of other sources, and what is calibrated on should not have been chosen by."""
 
-_RIDGE = (0.5, 1.0, 20.0)
-"""Standard deviations that log temperature, shift of none and energy weight (atoms/eV) are expected to have."""
+_RIDGE = {"log_temperature": 0.5, "none_shift": 1.0, "energy_weight": 20.0, "none_slope": 0.5}
+"""By how much each is expected to differ from where it begins; the weight of the energy is in atoms/eV."""
 
 
 @dataclass(frozen=True)
@@ -98,22 +98,26 @@ def fit_ranker(
 def calibrate(ranker: Ranker, val: Labelled, energy: bool = True) -> float:
     """Fit temperature, shift of none and, if wanted, the weight of the energy; the rest stays. Returns the loss.
 
+    Where there is no network, nothing was trained before, and the slope of none is fitted too.
+
     ``val`` must be compositions that neither the ranker nor DAO-P was trained on.
     """
-    with torch.no_grad():
-        evidence = ranker.evidence(val.groups)
-    free = [ranker.log_temperature, ranker.none_shift, *([ranker.energy_weight] if energy else [])]
+    names = ["log_temperature", "none_shift", *(["energy_weight"] if energy else [])]
+    names += [] if ranker.head else ["none_slope"]
+    free = [getattr(ranker, name) for name in names]
+    begin = [value.detach().clone() for value in free]
     optimiser = torch.optim.LBFGS(free, max_iter=100, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
         optimiser.zero_grad()
         # a prior, in units of one composition's likelihood, keeps a handful of compositions from saying too much
-        prior = sum((value / width) ** 2 / 2 for value, width in zip(free, _RIDGE, strict=False))
-        loss = val.loss(ranker.calibrated(evidence, val.groups)) + prior / len(val.hit)
+        away = zip(names, free, begin, strict=True)
+        prior = sum(((value - first) / _RIDGE[name]) ** 2 / 2 for name, value, first in away)
+        loss = val.loss(ranker(val.groups)) + prior / len(val.hit)
         loss.backward()
         return loss
 
     optimiser.step(objective)
     with torch.no_grad():
         ranker.energy_weight.clamp_(min=0.0)
-        return float(val.loss(ranker.calibrated(evidence, val.groups)))
+        return float(val.loss(ranker(val.groups)))

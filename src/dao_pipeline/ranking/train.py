@@ -1,13 +1,14 @@
 """Stage train_ranker: learn from known compositions how likely each candidate is the ground state.
 
-Three steps, each on crystals that it may see: the votes of known crystals and the ranker's network are trained on
-the training split, every composition judged without its own crystals; temperature and the weight of DAO-P's
-energy are fitted on the validation split, on which DAO-P was not trained.
+Each step is on crystals that it may see: the votes of known crystals and the ranker's network, if it has one, are
+trained on the training split, every composition judged without its own crystals; temperature and the weight of
+DAO-P's energy are fitted on the validation split, on which DAO-P was not trained.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ from dao_pipeline.errors import UserError
 from dao_pipeline.ranking.examples import STRUCTURE, label, propose
 from dao_pipeline.ranking.features import Features
 from dao_pipeline.ranking.files import TrainedRanker, kept_columns, save_ranker
-from dao_pipeline.ranking.fit import Labelled, fit_ranker
+from dao_pipeline.ranking.fit import Labelled, calibrate, fit_ranker
 from dao_pipeline.ranking.known import KnownTypes
 from dao_pipeline.ranking.model import Groups, Ranker
 from dao_pipeline.ranking.structure_type import structure_types
 from dao_pipeline.ranking.votes import VoteData, Votes, fit_votes
 from dao_pipeline.seeds import stage_seed
+from dao_pipeline.templates.files import load
 
 STAGE = "train_ranker"
 FEWEST = 20
@@ -41,22 +43,23 @@ log = logging.getLogger(__name__)
 
 
 def train_ranker(
-    campaign: Campaign, crysdb: Path, energy_model: Path, out: Path, templates: Path | None = None
+    campaign: Campaign, crysdb: Path, templates: Path, out: Path, work: Path, energy_model: Path | None = None
 ) -> None:
     """Write a ranker's model directory (known.parquet, model.safetensors, config.json, metrics.parquet) to
-    ``out``.
+    ``out``, and beside it the candidates that it was calibrated on (examples.parquet).
 
-    templates: a template index of the training split; made here where it is not given.
+    templates: index of the training split. work: for the labels of candidates; an interrupted run resumes there.
+    energy_model: DAO-P, for ``ranking.energy``.
 
-    Raises UserError where splits share compositions, and where too few compositions have proposals.
+    Raises UserError where too few compositions have proposals, and ContinueLater when interrupted.
     """
     settings, workers = campaign.ranking, campaign.compute.cpu.threads
     seed = stage_seed(campaign.seed, STAGE)
-    train, val = read_table(crysdb / "train.parquet"), read_table(crysdb / "val.parquet")
-    refuse_shared(train, crysdb / "train.parquet", crysdb / "val.parquet", crysdb / "test.parquet")
+    train = without_shared(crysdb)
+    val = read_table(crysdb / "val.parquet")
     if "precursor_of" in train.column_names:
         train = train.filter(pc.is_null(train["precursor_of"]))
-    index = _index(campaign, train, templates)
+    index = load(templates)
     described = structure_types(list(from_table(train.select(STRUCTURE))), campaign.screen.symprec, workers)
     known = KnownTypes.build(train, described)
     lessons = np.flatnonzero(_is_lesson(train, settings) & (known.label >= 0))
@@ -70,68 +73,88 @@ def train_ranker(
         votes=votes,
         ranker=Ranker(settings.hidden),
         element_volumes=fit_element_volumes(train),
-        energy_model=file_hash(energy_model / "model.safetensors"),
+        energy_model=None if energy_model is None else file_hash(energy_model / "model.safetensors"),
     )
-    chosen = ground_states(train, settings)
     random = np.random.default_rng(seed)
-    chosen = np.sort(random.permutation(chosen)[: settings.compositions])
-    parts = {}
-    for name, targets in {"train": train.take(chosen), "val": val.take(ground_states(val, settings))}.items():
+    parts, tables = {}, []
+    for name, split in {"train": train, "val": val}.items():
+        if name == "train" and not settings.hidden:
+            continue  # without a network the votes decide, and they have learned from all training crystals
+        chosen = random.permutation(ground_states(split, settings))[: settings.compositions]
+        targets = split.take(np.sort(chosen))
         candidates = propose(index, targets, settings.proposals)
-        if len(set(candidates["target_id"].to_pylist())) < FEWEST:
-            raise UserError(
-                f"{crysdb / name}.parquet: fewer than {FEWEST} compositions have candidates to learn from. Widen "
-                "ranking.sources or ranking.max_e_above_hull, or set ranking.enabled: false."
-            )
-        if name == "val":
+        if not _suffice(candidates, crysdb / f"{name}.parquet", settings):
+            continue
+        if settings.energy and energy_model is not None:
             candidates = with_energies(candidates, energy_model, campaign.generate.batch_atoms)
-        candidates = label(candidates, targets, {}, settings.matcher, workers)
-        write_table(candidates, out / f"examples_{name}.parquet", {"stage": STAGE})
+        candidates = label(candidates, targets, settings.matcher, workers, work / name)
+        tables.append(candidates.append_column("split", pa.array([name] * candidates.num_rows, pa.string())))
         parts[name] = _labelled(base, candidates, workers)
         log.info("%s: %d candidates of %d compositions", name, candidates.num_rows, len(parts[name].hit))
-    without = () if settings.energy else ("energy",)
-    ranker, records = fit_ranker(parts["train"], parts["val"], seed, hidden=settings.hidden, without=without)
-    inputs = {"train": crysdb / "train.parquet", "val": crysdb / "val.parquet", "energy_model": energy_model}
+    ranker, records = _fit(parts, settings, seed)
+    inputs = {"train": crysdb / "train.parquet", "val": crysdb / "val.parquet", "templates": templates}
+    if energy_model is not None:
+        inputs["energy_model"] = energy_model
     history = {
         "stage": STAGE,
         "campaign": campaign.name,
-        "compositions": len(parts["train"].hit),
-        "calibrated_on": len(parts["val"].hit),
+        "lessons": len(lessons),
+        "compositions": len(parts["train"].hit) if "train" in parts else 0,
+        "calibrated_on": len(parts["val"].hit) if "val" in parts else 0,
         "temperature": float(ranker.log_temperature.detach().exp()),
         "energy_weight": float(ranker.energy_weight.detach()),
         "seed": seed,
-        "inputs": {name: file_hash(path) for name, path in inputs.items()},
+        "inputs": {name: file_hash(path) for name, path in inputs.items() if path.is_file()},
         "held_out": held_out(crysdb / "train.parquet", crysdb / "test.parquet"),
     }
     about = provenance(
         STAGE, campaign=campaign.name, settings=stage_settings(campaign, STAGE), inputs=inputs, seed=seed
     )
+    examples = tables or [propose(index, train.slice(0, 1), 1).slice(0, 0)]
+    write_table(pa.concat_tables(examples), out / "examples.parquet", about)
     write_table(_metrics(vote_losses, records), out / "metrics.parquet", about)
     trained = TrainedRanker(**{**base.__dict__, "ranker": ranker, "history": [history]})
     save_ranker(trained, out, about)
+    shutil.rmtree(work, ignore_errors=True)
 
 
-def refuse_shared(train: pa.Table, path: Path, *others: Path) -> None:
-    """Raise UserError where a composition of the training split is in another split as well."""
-    formulas = train["formula"]
-    for other in others:
-        if not other.exists():
-            continue
-        theirs = read_table(other, ["formula"])["formula"]
-        shared = pc.unique(formulas.filter(pc.is_in(formulas, value_set=theirs)))
-        if len(shared):
-            raise UserError(
-                f"{path}: {len(shared)} compositions, e.g. {shared[0].as_py()}, are in {other} as well. What is "
-                "learned from them says nothing about compositions unseen. Rerun build_crysdb with crysdb.split: "
-                "composition."
-            )
+def without_shared(crysdb: Path) -> pa.Table:
+    """The training split without crystals whose composition is in the validation or test split as well: what is
+    learned from them would say nothing about compositions unseen."""
+    train = read_table(crysdb / "train.parquet")
+    for name in ("val", "test"):
+        other = crysdb / f"{name}.parquet"
+        if other.exists():
+            shared = pc.is_in(train["formula"], value_set=read_table(other, ["formula"])["formula"])
+            if count := pc.sum(shared).as_py():
+                log.warning("%d training crystals are left out: their compositions are in %s too", count, other)
+            train = train.filter(pc.invert(shared))
+    return train
 
 
-def _index(campaign: Campaign, train: pa.Table, folder: Path | None) -> Any:
-    from dao_pipeline.templates.files import load
-    from dao_pipeline.templates.index import TemplateIndex
+def _suffice(candidates: pa.Table, source: Path, settings: Ranking) -> bool:
+    """Whether enough compositions have candidates; raises UserError where they do not, but were asked for."""
+    if len(set(candidates["target_id"].to_pylist())) >= FEWEST:
+        return True
+    text = f"{source}: fewer than {FEWEST} compositions have candidates to learn from"
+    if settings.enabled or settings.hidden:
+        raise UserError(
+            f"{text}. Widen ranking.sources or ranking.max_e_above_hull, or set ranking.enabled: null, which then "
+            "ranks by votes that are not calibrated, or false."
+        )
+    log.warning("%s: probabilities are the votes of known crystals, not calibrated", text)
+    return False
 
-    return TemplateIndex.build(train, campaign.templates) if folder is None else load(folder)
+
+def _fit(parts: dict[str, Labelled], settings: Ranking, seed: int) -> tuple[Ranker, list[dict[str, float]]]:
+    """The ranker and the losses of its training: with a network, or calibrated votes, or votes as they are."""
+    if settings.hidden:
+        without = () if settings.energy else ("energy",)
+        return fit_ranker(parts["train"], parts["val"], seed, hidden=settings.hidden, without=without)
+    ranker = Ranker(0)
+    if "val" in parts:
+        calibrate(ranker, parts["val"], energy=settings.energy)
+    return ranker.eval(), []
 
 
 def _is_lesson(table: pa.Table, settings: Ranking) -> np.ndarray:
@@ -168,7 +191,10 @@ def _votes(
     seed: int,
 ) -> tuple[Votes, list[float]]:
     if not len(lessons):
-        raise UserError("ranking.sources: no training crystal comes from them; see column source of CrysDB.")
+        raise UserError(
+            "ranking.sources: no training crystal comes from them whose composition is in no other split; see "
+            "columns source and split of CrysDB, or set ranking.enabled: false."
+        )
     part = train.take(pa.array(lessons))
     cells = [np.asarray(numbers.values, dtype=np.int64) for numbers in part["atomic_numbers"]]
     found = known.suggest(cells, part["formula"].to_pylist(), settings.suggestions)

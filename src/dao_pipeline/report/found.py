@@ -12,11 +12,11 @@ from markupsafe import Markup
 from dao_pipeline.report.coverage import is_true
 from dao_pipeline.report.figures import rate_bar
 from dao_pipeline.report.results import Results
-from dao_pipeline.report.text import NONE, formula, number, percent, plural, present, reason, spacegroup
+from dao_pipeline.report.text import NONE, count, formula, number, percent, plural, present, reason, spacegroup
 
 METHODS = {
     "dao": "DAO-G",
-    "combined": "DAO-G and templates",
+    "combined": "All candidates",
     "substitution": "Template substitution",
     "random": "Random generation",
 }
@@ -59,6 +59,16 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class Distance:
+    """Targets about as far from their nearest template, and the rates of all candidates for them by k."""
+
+    name: str
+    span: str
+    targets: int
+    rates: list[str]
+
+
+@dataclass(frozen=True)
 class Target:
     """One known crystal with the outcome of each method."""
 
@@ -76,6 +86,8 @@ class Found:
     rows: list[Target]
     rates: list[Rate]
     sentences: list[str]
+    ks: list[str]
+    distances: list[Distance]
 
     def totals(self, method: str) -> tuple[int, int]:
         """Targets found by a method, and targets tried."""
@@ -100,11 +112,49 @@ def found_section(results: Results) -> Found | None:
         name = str(record["target_id"])
         new = Target(name, formula(record["composition"]), spacegroup(record.get("spacegroup")), {})
         rows.setdefault(name, new).outcomes[record["method"]] = _outcome(record)
-    found = Found(methods, list(rows.values()), _rates(results.rates), [])
+    ks, distances = _distances(results.by_distance)
+    found = Found(methods, list(rows.values()), _rates(results.rates), [], ks, distances)
+    lead = "dao" if "dao" in methods else "combined"
     others = [m for m in ("substitution", "random") if m in methods]
-    if "dao" in methods:
-        found.sentences.extend(comparison(found, other) for other in others)
+    found.sentences.extend(comparison(found, lead, other) for other in others if lead in methods)
+    if (known := _known_share(results.screened)) is not None:
+        found.sentences.append(known)
     return found
+
+
+def _distances(table: pd.DataFrame | None) -> tuple[list[str], list[Distance]]:
+    """Heads of the columns, and a row for each quarter of the targets by distance to the nearest template."""
+    if table is None or table.empty:
+        return [], []
+    columns = table["k"].drop_duplicates().tolist()
+    rows = []
+    for name, group in table.groupby("nearest", sort=False):
+        first = group.iloc[0]
+        ends = [first["nearest_from"], first["nearest_to"]]
+        rows.append(
+            Distance(
+                name=str(name),
+                span=f"{number(ends[0], 2)} to {number(ends[1], 2)}" if present(ends[0]) else NONE,
+                targets=int(first["n"]),
+                rates=[_with_interval(row) for row in group.to_dict("records")],
+            )
+        )
+    return [f"k = {int(k)}" if present(k) else "all" for k in columns], rows
+
+
+def _with_interval(row: dict[Any, Any]) -> str:
+    if not present(row["low"]):
+        return percent(row["match_rate"])
+    return f"{percent(row['match_rate'])} ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
+
+
+def _known_share(screened: pd.DataFrame | None) -> str | None:
+    """How many candidates are known crystals of their composition, where templates were tried."""
+    if screened is None or not screened["template_id"].notna().any():
+        return None
+    known = int((screened["origin"] == "known").sum())
+    of = plural(len(screened), "candidate")
+    return f"{count(known)} of {of} are known crystals of the composition that was asked for."
 
 
 def _outcome(record: dict[Any, Any]) -> Outcome:
@@ -156,21 +206,21 @@ def sign_test(a: int, b: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def comparison(found: Found, other: str) -> str:
-    """How DAO-G does against one baseline on the same targets, said plainly whichever is ahead."""
-    tried = [row.outcomes for row in found.rows if {"dao", other} <= set(row.outcomes)]
-    pairs = [(outcomes["dao"].found, outcomes[other].found) for outcomes in tried]
+def comparison(found: Found, lead: str, other: str) -> str:
+    """How DAO-G, or without it the campaign, does against a baseline on the same targets, whichever is ahead."""
+    tried = [row.outcomes for row in found.rows if {lead, other} <= set(row.outcomes)]
+    pairs = [(outcomes[lead].found, outcomes[other].found) for outcomes in tried]
     ours, theirs = sum(a for a, _ in pairs), sum(b for _, b in pairs)
     only_us, only_them = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    name = METHODS[other].lower()
-    head = f"DAO-G found {ours} of {plural(len(pairs), 'known crystal')}, {name} {theirs}"
+    name, us = METHODS[other].lower(), "DAO-G" if lead == "dao" else "the campaign"
+    head = f"{us[0].upper() + us[1:]} found {ours} of {plural(len(pairs), 'known crystal')}, {name} {theirs}"
     if only_us == only_them == 0:
         return f"{head}: the same ones." if ours else f"{head}."
-    alone = f"DAO-G alone found {only_us}, {name} alone {only_them}"
+    alone = f"{us} alone found {only_us}, {name} alone {only_them}"
     if ours == theirs:
         return f"{head}: neither is ahead ({alone})."
     chance = sign_test(only_us, only_them)
-    leader = f"DAO-G is ahead of {name}" if ours > theirs else f"{name} is ahead of DAO-G"
+    leader = f"{us} is ahead of {name}" if ours > theirs else f"{name} is ahead of {us}"
     shown = f"sign test, p {f'= {chance:.2g}' if chance >= 1e-4 else '< 0.0001'}"
     if chance < 0.05:
         return f"{head}: {leader}, by more than chance explains ({alone}; {shown})."

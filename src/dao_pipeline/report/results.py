@@ -119,6 +119,7 @@ class Results:
     samples: pd.DataFrame | None
     targets: pd.DataFrame | None
     rates: pd.DataFrame | None
+    by_distance: pd.DataFrame | None
     validation: pd.DataFrame | None
     dft_candidates: pd.DataFrame | None
     dft_summary: pd.DataFrame | None
@@ -157,6 +158,9 @@ def load_results(folder: Path) -> Results:
         samples=read_frame(folder / "evaluation" / "samples.parquet", (*key, "sample", "matched", "rmse")),
         targets=read_frame(folder / "evaluation" / "targets.parquet", (*key, "found", "rmse")),
         rates=read_frame(folder / "evaluation" / "summary.parquet", ("method", "k", "match_rate", "low", "high")),
+        by_distance=read_frame(
+            folder / "evaluation" / "by_distance.parquet", ("nearest", "k", "match_rate", "low", "high", "n")
+        ),
         validation=read_frame(folder / "validation", ("id", "status")),
         dft_candidates=read_frame(folder / "comparison" / "candidates.parquet", ("id", "source", "matched")),
         dft_summary=read_frame(folder / "comparison" / "summary.parquet", ("source", "metric", "value")),

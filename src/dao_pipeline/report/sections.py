@@ -65,7 +65,9 @@ def overview(results: Results, top: Top | None, found: Found | None, funnel: Fun
         steps = {step.name: step.count for step in funnel.steps}
         asked = 0 if results.screened is None else results.screened["composition"].nunique()
         made = 0 if results.screened is None else int(results.screened["template_id"].notna().sum())
-        who = f"{count(made)} were made from known structures and the others by DAO-G; " if made else ""
+        none = 0 if results.screened is None else int((results.screened["status"] == "no_template").sum())
+        rest = f"{count(none)} found no template" if none == steps["Requested"] - made else "the others by DAO-G"
+        who = f"{count(made)} were made from known structures and {rest}; " if made else ""
         sentences.append(
             f"For {plural(asked, 'composition')} {plural(steps['Requested'], 'candidate')} "
             f"{'was' if steps['Requested'] == 1 else 'were'} asked for{'' if made else ' of DAO-G'}: {who}"

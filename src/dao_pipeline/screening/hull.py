@@ -72,7 +72,7 @@ class Hull:
 def add_hull(
     table: pa.Table,
     settings: Screen,
-    energy_model: Path,
+    energy_model: Path | None,
     crysdb: Path | None,
     batch_atoms: int,
     workers: int = 1,
@@ -90,7 +90,9 @@ def add_hull(
     formulas = table["formula"].to_pylist()
     energies = _judged(table, settings)
     systems = {system for name in set(formulas) if (system := _elements(name))}
-    hull = make_hull(systems, Judge(settings, energy_model, batch_atoms, workers, work), crysdb)
+    if energy_model is None and settings.hull.model == "dao_p":
+        raise UserError("screen.hull.entries: there is no DAO-P to judge phases; set energy_model.enabled: true.")
+    hull = make_hull(systems, Judge(settings, energy_model or Path(), batch_atoms, workers, work), crysdb)
     statuses = [hull.status(name, energy) for name, energy in zip(formulas, energies, strict=True)]
     asked = sorted({name for name, status in zip(formulas, statuses, strict=True) if status == "ok"})
     ground = dict(zip(asked, hull_energies(asked, np.arange(len(asked)), [hull.phases], workers), strict=True))

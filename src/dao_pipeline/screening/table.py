@@ -26,21 +26,24 @@ def screen_table(
     table: pa.Table,
     references: dict[str, list[Crystal]],
     campaign: Campaign,
-    energy_model: Path,
+    energy_model: Path | None,
     ranker: Path | None = None,
     crysdb: Path | None = None,
     work: Path | None = None,
 ) -> pa.Table:
     """The candidates of whole compositions, as ``gather`` gives them, with all columns of screening.
 
-    references: known crystals by reduced formula. ranker: what ``train_ranker`` wrote; None: candidates are ranked
+    references: known crystals by reduced formula. energy_model: DAO-P; None: ``energy_pred`` is null. ranker: what ``train_ranker`` wrote; None: candidates are ranked
     by predicted energy. crysdb: the campaign's CrysDB, or a table of its crystals, for ``screen.hull.entries:
     crysdb``. work: folder for finished pieces of what takes long.
     """
     settings, threads = campaign.screen, campaign.compute.cpu.threads
     table = check_geometry(table, settings)
     table = add_charge(table, settings.require_charge_neutral)
-    table = add_energies(table, energy_model, campaign.generate.batch_atoms)
+    if energy_model is None:
+        table = set_column(table, "energy_pred", [None] * table.num_rows)
+    else:
+        table = add_energies(table, energy_model, campaign.generate.batch_atoms)
     probabilities = None if ranker is None else predict_probabilities(ranker, table, threads)
     table = compare(table, references, settings, threads, probabilities, campaign.ranking.matcher)
     table = set_column(table, "structure_type_known", known_types(table))
