@@ -8,7 +8,7 @@ import pytest
 from dao_pipeline.templates.buckets import _largest
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 7, 30])
+@pytest.mark.parametrize("k", [0, 1, 2, 5, 7, 30])
 def test_equal_scores_are_taken_in_their_order(k: int) -> None:
     rng = np.random.default_rng(0)
     score = rng.integers(0, 4, (20, 30)).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import yaml
 from dao_pipeline.config.read import load_campaign
 from dao_pipeline.forecast.forecast import forecast
 from tests.workflow.support import REPOSITORY, STAGES, TINY, before, dry_run, run_snakemake
+
+PSEUDOS = Path("/usr/share/espresso/pseudo")
 
 
 def test_all_stages_of_a_new_campaign(tiny: Path, tmp_path: Path) -> None:
@@ -203,10 +206,16 @@ def test_slurm_profile_runs_all_stages(tiny: Path, tmp_path: Path, profile: str)
 
 def test_campaigns_that_ship_with_the_repository_are_sound(tmp_path: Path, crystals: Path) -> None:
     files = [REPOSITORY / "config/demo.yaml", *sorted((REPOSITORY / "config/campaigns").glob("*.yaml"))]
+    # paths of the repository's own files are relative to it, where campaigns are started
+    (tmp_path / "config").symlink_to(REPOSITORY / "config")
     for path in files:
         text = path.read_text()
+        if "$ESPRESSO_PSEUDO" in text and (shutil.which("pw.x") is None or not PSEUDOS.is_dir()):
+            continue
         files_named = dict.fromkeys(re.findall(r"\$\{(DAO_\w+)\}", text), str(crystals))
-        run = dry_run("--configfile", path, cwd=tmp_path, MP_API_KEY="0" * 32, **files_named)
+        run = dry_run(
+            "--configfile", path, cwd=tmp_path, MP_API_KEY="0" * 32, ESPRESSO_PSEUDO=str(PSEUDOS), **files_named
+        )
         assert "report" in run.stages, yaml.safe_load(text)["name"]
 
 

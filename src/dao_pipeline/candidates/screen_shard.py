@@ -34,7 +34,8 @@ def screen_shard(
 
     planned, generated: folders of the rounds' files. references: by ``sort_references``. energy_model: DAO-P;
     None: there are no energies. ranker: what ``train_ranker`` wrote; None: candidates are ranked by predicted
-    energy. work: folder for finished pieces of what takes long. A shard without candidates has an empty table, without the columns of screening.
+    energy. work: folder for finished pieces of what takes long. A shard without candidates has an empty table,
+    without the columns of screening.
 
     Raises UserError where the generated candidates are not exactly the planned ones.
     """

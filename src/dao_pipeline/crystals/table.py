@@ -120,7 +120,7 @@ class TableWriter:
     about: what the file says about itself; may be filled until the end. rows: written so far.
     """
 
-    def __init__(self, writer: pq.ParquetWriter, about: dict[str, Any], group: int = ROW_GROUP) -> None:
+    def __init__(self, writer: pq.ParquetWriter, about: dict[str, Any], group: int) -> None:
         self.about = about
         self.rows = 0
         self._writer = writer
@@ -157,7 +157,7 @@ def writing(
     schema: pa.Schema,
     about: dict[str, Any] | None = None,
     rows: int | None = None,
-    group: int = ROW_GROUP,
+    group: int | None = None,
 ) -> Iterator[TableWriter]:
     """Write a table in pieces: yields what takes them. The file appears when the block has succeeded.
 
@@ -168,7 +168,7 @@ def writing(
     schema = schema.remove_metadata()  # of the file that it was read from
     with replacing(path) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            out = TableWriter(writer, dict(about or {}), group)
+            out = TableWriter(writer, dict(about or {}), group or ROW_GROUP)
             yield out
             out.finish()
         if rows is not None and out.rows != rows:

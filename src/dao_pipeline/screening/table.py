@@ -33,9 +33,9 @@ def screen_table(
 ) -> pa.Table:
     """The candidates of whole compositions, as ``gather`` gives them, with all columns of screening.
 
-    references: known crystals by reduced formula. energy_model: DAO-P; None: ``energy_pred`` is null. ranker: what ``train_ranker`` wrote; None: candidates are ranked
-    by predicted energy. crysdb: the campaign's CrysDB, or a table of its crystals, for ``screen.hull.entries:
-    crysdb``. work: folder for finished pieces of what takes long.
+    references: known crystals by reduced formula. energy_model: DAO-P; None: ``energy_pred`` is null. ranker: what
+    ``train_ranker`` wrote; None: candidates are ranked by predicted energy. crysdb: the campaign's CrysDB, or a
+    table of its crystals, for ``screen.hull.entries: crysdb``. work: folder for finished pieces of what takes long.
     """
     settings, threads = campaign.screen, campaign.compute.cpu.threads
     table = check_geometry(table, settings)

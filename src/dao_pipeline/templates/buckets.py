@@ -246,6 +246,8 @@ def above_hull(stability: np.ndarray) -> np.ndarray:
 def _largest(score: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of the ``k`` largest finite entries of each row, largest first, of equal ones the first."""
     k = min(k, score.shape[1])
+    if k == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     least = np.partition(score, score.shape[1] - k, axis=1)[:, score.shape[1] - k, None]
     row, column = np.divmod(np.flatnonzero((score >= least) & (score > -np.inf)), score.shape[1])
     order = np.lexsort((column, -score[row, column], row))
