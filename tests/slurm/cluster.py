@@ -1,4 +1,4 @@
-"""A Slurm cluster of one node, with accounting, on this machine: daemons in a folder of their own, without systemd.
+"""A Slurm cluster of one node, with accounting: daemons in a folder of their own, without systemd.
 
     python -m tests.slurm.cluster start     (root; installs Debian's packages where they are missing)
     eval "$(python -m tests.slurm.cluster env)"     so that sinfo, sbatch and snakemake find it
@@ -6,8 +6,8 @@
     python -m tests.slurm.cluster stop
 
 Ports, sockets, keys, database and logs are the cluster's own, so a Slurm or MariaDB that the machine has is not
-touched. Two GPUs are made up: they can be asked for and are counted, and no device stands behind them. Jobs that use
-more memory than they asked for are killed by Slurm itself, since containers often have no cgroups to do that.
+touched. Two GPUs are made up: they can be asked for and are counted, and no device stands behind them. Jobs that
+use more memory than they asked for are killed by Slurm itself, since containers often have no cgroups for it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ FOLDER = Path(os.environ.get("DAO_TEST_SLURM", "/tmp/dao-pipeline-slurm"))
 PORTS = {"mariadb": 23306, "slurmctld": 26817, "slurmd": 26818, "slurmdbd": 26819}
 DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd")
 """In the order in which they start."""
+
+CONFIGURATION = Path("/etc/slurm/slurm.conf")
+"""Where Slurm's commands look inside jobs, for Snakemake takes SLURM_CONF out of their environment: a link to ours."""
 
 GPUS, GPU_MODEL = 2, "fake"
 ACCOUNT, PARTITION, GPU_PARTITION = "materials", "cpu", "gpu"
@@ -56,7 +59,9 @@ def install() -> None:
         raise Unavailable(f"{', '.join(missing)} not found, and no apt-get to install {', '.join(PACKAGES)}")
     quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for arguments in (("update",), ("install", "-y", "--no-install-recommends", *PACKAGES)):
-        done = subprocess.run(["apt-get", "-qq", *arguments], env=quiet, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["apt-get", "-qq", *arguments], env=quiet, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             raise Unavailable(f"apt-get {arguments[0]} failed: {(done.stderr or done.stdout).strip()[-300:]}")
     if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
@@ -84,6 +89,8 @@ class Cluster:
     def start(self) -> None:
         """Start what does not run yet and wait until the node takes jobs."""
         install()
+        if CONFIGURATION.exists() and CONFIGURATION.resolve() != (self.folder / "slurm.conf").resolve():
+            raise Unavailable(f"this machine has a Slurm of its own ({CONFIGURATION})")
         if shutil.disk_usage("/tmp").free < 1e9:
             raise Unavailable("less than 1 GB free in /tmp for the database")
         for name in ("run", "log", "state", "spool"):
@@ -106,6 +113,8 @@ class Cluster:
             self._wait("jobs", lambda: not self.run("squeue", "-h", check=False), fatal=False)
         for daemon in reversed(DAEMONS):
             self.stop_daemon(daemon)
+        if CONFIGURATION.is_symlink() and CONFIGURATION.readlink() == self.folder / "slurm.conf":
+            CONFIGURATION.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def status(self) -> dict[str, int | None]:
@@ -163,10 +172,16 @@ class Cluster:
 
     def idle(self) -> bool:
         """Whether the node takes jobs."""
-        return self.run("sinfo", "-h", "-o", "%T", "-p", PARTITION, check=False).strip() in ("idle", "mixed", "allocated")
+        return self.run("sinfo", "-h", "-o", "%T", "-p", PARTITION, check=False).strip() in (
+            "idle",
+            "mixed",
+            "allocated",
+        )
 
     def _answers(self, *command: str) -> bool:
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False, timeout=WAIT)
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=False, timeout=WAIT
+        )
         return done.returncode == 0 and "DOWN" not in done.stdout
 
     def _wait(self, what: str, ready: Callable[[], bool], fatal: bool = True) -> bool:
@@ -194,14 +209,23 @@ class Cluster:
         secret = self.folder / "slurmdbd.conf"
         secret.touch(mode=0o600)
         secret.write_text(SLURMDBD_CONF.format(**names))
+        CONFIGURATION.unlink(missing_ok=True)  # of a folder that is gone
+        CONFIGURATION.symlink_to(self.folder / "slurm.conf")
 
     def _start_munge(self) -> None:
         run, key = self.folder / "run", self.folder / "munge.key"
         if not key.exists():
             key.touch(mode=0o400)
             key.write_bytes(os.urandom(128))
-        files = {"key": key, "socket": run / "munge", "pid": run / "munged.pid", "log": self.folder / "log/munged.log"}
-        options = [f"--{name}-file={path}" if name != "socket" else f"--socket={path}" for name, path in files.items()]
+        files = {
+            "key": key,
+            "socket": run / "munge",
+            "pid": run / "munged.pid",
+            "log": self.folder / "log/munged.log",
+        }
+        options = [
+            f"--{name}-file={path}" if name != "socket" else f"--socket={path}" for name, path in files.items()
+        ]
         self.start_daemon("munged", "munged", "--force", f"--seed-file={run}/munge.seed", *options)
 
     def _start_database(self) -> None:
@@ -270,6 +294,7 @@ AccountingStoragePort={{ports[slurmdbd]}}
 # munge's socket, not a password
 AccountingStoragePass={{folder}}/run/munge
 AccountingStorageTRES=gres/gpu
+AccountingStoreFlags=job_comment
 JobCompType=jobcomp/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory

@@ -1,0 +1,153 @@
+"""The tiny campaign through ``snakemake --profile slurm`` on a real Slurm, undisturbed and with faults."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.campaign import LOCAL, Clone
+from tests.slurm.cluster import ACCOUNT, GPU_MODEL, GPU_PARTITION, PARTITION
+from tests.workflow.test_kill import same_content
+
+pytestmark = pytest.mark.slurm
+long = pytest.mark.slurm_long
+
+AGAIN = ("generate_candidates", "screen_candidates")
+"""Stages that run again in the tests with faults: three shards of candidates, and what gathers them."""
+
+
+def disturbed(finished: Clone, folder: Path) -> tuple[Clone, int]:
+    """A copy of the finished campaign in which these stages are to run again."""
+    clone = finished.copy(folder / "clone")
+    clone.made_again(AGAIN)
+    return clone, max((job.number for job in finished.jobs()), default=0)
+
+
+def test_the_campaign_completes_and_gpu_rules_alone_ask_for_gpus(finished: Clone) -> None:
+    jobs = finished.jobs()
+    assert {job.state for job in jobs} == {"COMPLETED"}
+    assert (finished.folder / "results/tiny/report/index.html").stat().st_size > 10_000
+    rules = [job.rule.partition("_wildcards")[0] for job in jobs]
+    assert len(rules) == len(set(rules)) + 2  # three shards
+    assert not set(rules) & LOCAL
+    on_gpus = {"train_energy_model", "pretrain_generator_stage1", "finetune_generator", "generate_candidates"}
+    for job, rule in zip(jobs, rules, strict=True):
+        gpu = rule in on_gpus
+        assert job.asked.get("gres/gpu") == ("1" if gpu else None), job
+        assert job.partition == (GPU_PARTITION if gpu else PARTITION), job
+        assert (job.account, job.asked["cpu"], job.asked["mem"]) == (ACCOUNT, "1", "1500M"), job
+        assert job.minutes == "00:10:00", job
+
+
+@long
+def test_memory_grows_after_a_kill_for_memory(finished: Clone, tmp_path: Path) -> None:
+    """Snakemake and torch together do not fit into the 250 MB of the first attempt."""
+    clone = finished.copy(tmp_path / "clone", compute={"sampling": {"mem_mb": 250}})
+    shard = clone.folder / "results/tiny/candidates/generated/shard-0001.parquet"
+    shard.unlink()
+    run = clone.run(str(shard.relative_to(clone.folder)))
+    assert run.code == 0, run.output
+    jobs = clone.jobs()
+    assert [job.asked["mem"] for job in jobs] == [f"{250 * n}M" for n in range(1, len(jobs) + 1)]
+    assert len(jobs) > 1
+    assert all(job.state in ("FAILED", "OUT_OF_MEMORY", "CANCELLED") for job in jobs[:-1]), jobs
+    assert "exceeded" in (clone.cluster.folder / "log/slurmd.log").read_text().lower()
+    assert jobs[-1].state == "COMPLETED"
+    same_content(shard, finished.folder / shard.relative_to(clone.folder))
+
+
+@long
+def test_cancelled_jobs_are_submitted_again(finished: Clone, tmp_path: Path) -> None:
+    clone, last = disturbed(finished, tmp_path)
+    chance = random.Random(10)
+    process = clone.start("screen_candidates")
+    cancelled = set()
+    for _ in range(3):
+        job = chance.choice(
+            clone.wait_for(lambda: [j for j in clone.running("") if j.number not in cancelled], process)
+        )
+        time.sleep(chance.uniform(0, 8))
+        clone.cluster.run("scancel", str(job.number), check=False)
+        cancelled.add(job.number)
+    run = clone.end(process)
+    assert run.code == 0, run.output
+    assert any(job.state == "CANCELLED" for job in clone.jobs())
+    clone.check(finished, AGAIN, last)
+
+
+@long
+def test_a_node_that_fails_and_comes_back(finished: Clone, tmp_path: Path) -> None:
+    """Slurm itself requeues what ran there."""
+    clone, last = disturbed(finished, tmp_path)
+    process = clone.start("screen_candidates")
+    clone.wait_for(lambda: clone.running("generate_candidates"), process)
+    node = clone.cluster.run("sinfo", "-h", "-o", "%n").strip()
+    clone.cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    time.sleep(5)
+    assert not clone.running("")
+    clone.cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
+    run = clone.end(process)
+    assert run.code == 0, run.output
+    clone.check(finished, AGAIN, last)
+
+
+@long
+def test_a_controller_that_restarts(finished: Clone, tmp_path: Path) -> None:
+    clone, last = disturbed(finished, tmp_path)
+    process = clone.start("screen_candidates")
+    clone.wait_for(lambda: clone.running("generate_candidates"), process)
+    clone.cluster.stop_daemon("slurmctld", signal.SIGKILL)
+    time.sleep(5)
+    clone.cluster.start_controller()
+    run = clone.end(process)
+    assert run.code == 0, run.output
+    clone.check(finished, AGAIN, last)
+
+
+@long
+def test_a_killed_snakemake_starts_again(finished: Clone, tmp_path: Path) -> None:
+    """Jobs that it left behind are ended first, so that none works beside its successor."""
+    clone, last = disturbed(finished, tmp_path)
+    process = clone.start("screen_candidates")
+    left = clone.wait_for(lambda: clone.running("generate_candidates"), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert clone.running("generate_candidates")
+    assert clone.run("--unlock").code == 0
+    run = clone.run("screen_candidates")
+    assert run.code == 0, run.output
+    assert "cancelling jobs of an earlier run here" in run.output
+    states = {job.number: job.state for job in clone.jobs()}
+    assert all(states[job.number] in ("CANCELLED", "COMPLETED") for job in left), states
+    clone.check(finished, AGAIN, max(last, *(job.number for job in left)))
+
+
+TRAINING = ("models/dao_p/model.safetensors", "models/dao_p/config.json")
+
+
+@long
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_training_that_reaches_its_time_limit_goes_on(finished: Clone, tmp_path: Path, processes: int) -> None:
+    """Slurm warns it, it saves its state and ends with 75; the next attempt goes on, with the same weights."""
+    training = {"steps": 6000, "validate_every": 2000, "checkpoint_every": 1000}
+    resources = {"threads": processes, "processes": processes, "gpus": 0, "runtime": 1}
+    changes = {"energy_model": {"training": training}, "compute": {"training": resources}}
+    clone = finished.copy(tmp_path / "clone", **changes)
+    run = clone.run("train_energy_model")
+    assert run.code == 0, run.output
+    jobs = clone.jobs()
+    assert [job.minutes for job in jobs] == [f"00:0{n}:00" for n in range(1, len(jobs) + 1)]
+    assert len(jobs) > 1
+    assert [job.state for job in jobs] == ["FAILED"] * (len(jobs) - 1) + ["COMPLETED"]  # FAILED, not TIMEOUT
+    assert "interrupted: " in run.output  # the stage's own log, shown by Snakemake
+    undisturbed = clone.copy(tmp_path / "undisturbed")
+    undisturbed.train_here()
+    for name in TRAINING:
+        assert (clone.folder / "results/tiny" / name).read_bytes() == (
+            undisturbed.folder / "results/tiny" / name
+        ).read_bytes()
