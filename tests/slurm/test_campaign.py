@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.campaign import LOCAL, Clone
-from tests.slurm.cluster import ACCOUNT, GPU_MODEL, GPU_PARTITION, PARTITION
+from tests.slurm.cluster import ACCOUNT, GPU_PARTITION, PARTITION
 from tests.workflow.test_kill import same_content
 
 pytestmark = pytest.mark.slurm

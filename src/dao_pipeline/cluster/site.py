@@ -76,12 +76,14 @@ class Site(Section):
             for name, partition in self.partitions.items()
             if wanted.threads <= partition.max_threads
             and wanted.gpus <= partition.max_gpu
-            and (
-                not wanted.gpus or self.gpu_model in (None, *(partition.available_gpu_models or [self.gpu_model]))
-            )
+            and (not wanted.gpus or self._has_model(partition))
         }
         without = {name: partition for name, partition in enough.items() if not partition.max_gpu}
         return enough if wanted.gpus else without or enough
+
+    def _has_model(self, partition: Partition) -> bool:
+        models = partition.available_gpu_models
+        return self.gpu_model is None or models is None or self.gpu_model in models
 
     def bounded(self, wanted: Resources, attempt: int) -> tuple[int, int]:
         """Megabytes and minutes of a job: in proportion to the attempt, as far as one partition gives both."""
