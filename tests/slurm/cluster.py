@@ -31,7 +31,7 @@ DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd")
 """In the order in which they start."""
 
 CONFIGURATION = Path("/etc/slurm/slurm.conf")
-"""Where Slurm's commands look inside jobs, for Snakemake takes SLURM_CONF out of their environment: a link to ours."""
+"""Where Slurm's commands look inside jobs, for Snakemake takes SLURM_CONF out of their environment: we link it."""
 
 GPUS, GPU_MODEL = 2, "fake"
 ACCOUNT, PARTITION, GPU_PARTITION = "materials", "cpu", "gpu"

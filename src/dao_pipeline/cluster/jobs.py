@@ -52,12 +52,33 @@ def _inside_a_job(site: Site) -> None:
 def _before_submitting(workflow: Any, site: Site, file: Path) -> None:
     from snakemake.resources import Resource
 
+    _read_states_in_full()
     defaults = workflow.resource_settings._parsed_default_resources
     for name, value in site.defaults().items():
         if name not in defaults:  # --default-resources wins
             defaults[name] = Resource(name, value, raw=repr(value))
     if site.partitions:
         os.environ.setdefault(PLUGIN_VARIABLE, str(file.resolve()))
+
+
+def _read_states_in_full() -> None:
+    """Let Snakemake's Slurm executor see that a job was cancelled.
+
+    sacct says "CANCELLED by 1000"; snakemake-executor-plugin-slurm 2.8 knows "CANCELLED" alone, takes anything
+    else for a job that still runs, and waits for it for ever.
+    """
+    try:
+        import snakemake_executor_plugin_slurm as plugin
+
+        ask = plugin.query_job_status
+    except (ImportError, AttributeError):
+        return  # another executor, or another version of this one
+
+    async def first_words(*args: Any) -> tuple[dict[str, str] | None, float | None]:
+        states, seconds = await ask(*args)
+        return states and {job: state.split()[0] if state else state for job, state in states.items()}, seconds
+
+    plugin.query_job_status = first_words
 
 
 def end_orphans(folder: Path) -> None:

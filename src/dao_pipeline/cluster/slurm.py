@@ -155,7 +155,7 @@ def _shown(partition: Partition) -> str:
 
 def _asked(site: Site) -> dict[str | None, Partition]:
     """The partitions that jobs go to; None is the default one."""
-    return {**site.partitions} if site.partitions else {None: Partition()}
+    return {name: limits for name, limits in site.partitions.items()} or {None: Partition()}  # noqa: C416
 
 
 def look_at_requests(site: Site) -> Iterator[Verdict]:
