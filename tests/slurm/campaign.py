@@ -206,6 +206,16 @@ class Clone:
             timeout=PATIENCE,
         )
 
+    @property
+    def submitted(self) -> int:
+        """Jobs that Snakemake has submitted."""
+        return self.output.count("has been submitted with SLURM jobid")
+
+    def restarts(self, job: Job) -> int:
+        """How often Slurm has requeued a job."""
+        text = self.cluster.run("scontrol", "show", "job", str(job.number))
+        return int(text.partition("Restarts=")[2].split()[0])
+
     # judging
 
     def made_again(self, stages: tuple[str, ...]) -> None:

@@ -43,7 +43,7 @@ def examine(
         yield from slurm.look_at_partitions(site, slurm.partitions())
         yield from slurm.look_at_requests(site)
         if wait:
-            yield from slurm.look_at_nodes(site, clone, {"torch": _torch()}, wait)
+            yield from slurm.look_at_nodes(site, clone, _torch(), wait)
     for path in campaigns:
         yield from look_at_campaign(path, site)
 

@@ -21,6 +21,8 @@ from dao_pipeline.cluster.verdict import Verdict, fail, ok, warn
 
 COMMANDS = ("sinfo", "sbatch", "squeue", "sacct", "scancel", "scontrol", "srun")
 ANSWER_SECONDS = 30
+SEEN_SECONDS = 60.0
+"""A file that a node has written must be seen by then: latency-wait of the profile."""
 SITE = "site.yaml"
 
 
@@ -189,14 +191,14 @@ def request(site: Site, name: str | None, limits: Partition, least: bool = False
     return [*options, "--ntasks=1", *site.sbatch]
 
 
-def look_at_nodes(site: Site, folder: Path, python: dict[str, str], patience: int) -> Iterator[Verdict]:
+def look_at_nodes(site: Site, folder: Path, torch: str, patience: int) -> Iterator[Verdict]:
     """Start a tiny job on a node of each partition, and see what it sees."""
     for name, limits in _asked(site).items():
         subject = f"node of {name or 'the default partition'}"
         token = f".doctor-{secrets.token_hex(8)}"
         (folder / token).touch()
         try:
-            yield from _ask_node(site, name, limits, folder, token, subject, python, patience)
+            yield from _ask_node(site, name, limits, folder, token, subject, torch, patience)
         finally:
             for left in folder.glob(f"{token}*"):
                 left.unlink(missing_ok=True)
@@ -209,7 +211,7 @@ def _ask_node(
     folder: Path,
     token: str,
     subject: str,
-    python: dict[str, str],
+    torch: str,
     patience: int,
 ) -> Iterator[Verdict]:
     script = (
@@ -226,21 +228,28 @@ def _ask_node(
         remedy = f"the command was: {shlex.join(command)}; correct {SITE}, above all setup and scratch"
         yield fail(subject, _first_line(errors or text or "no answer"), remedy)
         return
-    yield from _judge_node(found, limits, folder, token, subject, python)
+    yield from judge_node(found, limits, folder, token, subject, torch)
 
 
-def _judge_node(
-    found: dict[str, Any], limits: Partition, folder: Path, token: str, subject: str, python: dict[str, str]
+def judge_node(
+    found: dict[str, Any],
+    limits: Partition,
+    folder: Path,
+    token: str,
+    subject: str,
+    torch: str,
+    patience: float = SEEN_SECONDS,
 ) -> Iterator[Verdict]:
+    """What a node's answer says of it. patience: seconds until its file must be seen here."""
     yield ok(subject, f"{found['node']}, Python {found['python']}, torch {found.get('torch', 'missing')}")
     start = time.monotonic()
-    while not (seen := (folder / f"{token}.answer").is_file()) and time.monotonic() - start < 60:
+    while not (seen := (folder / f"{token}.answer").is_file()) and time.monotonic() - start < patience:
         time.sleep(0.2)
     delay = time.monotonic() - start
     if not found["sees_token"] or not seen:
         what = found.get("write_error") or f"{folder} is not the same folder there and here"
         yield fail(f"{subject}: files", what, "clone the project to a file system that all nodes share")
-    elif delay > 30:
+    elif delay > SEEN_SECONDS / 2:
         yield warn(f"{subject}: files", f"seen here {delay:.0f} s late", "raise latency-wait in slurm/config.yaml")
     else:
         yield ok(f"{subject}: files", f"shared; seen here after {delay:.1f} s")
@@ -248,8 +257,8 @@ def _judge_node(
         yield ok(f"{subject}: scratch", found["tmpdir"])
     else:
         yield fail(f"{subject}: scratch", "no temporary folder is writable", f"correct scratch in {SITE}")
-    if "torch_error" in found or found.get("torch") != python["torch"]:
-        what = found.get("torch_error") or f"torch {found['torch']}, here {python['torch']}"
+    if "torch_error" in found or found.get("torch") != torch:
+        what = found.get("torch_error") or f"torch {found['torch']}, here {torch}"
         yield fail(f"{subject}: torch", what, "jobs must find the environment that Snakemake runs in")
     if limits.max_gpu:
         gpus = found.get("gpus") or []
