@@ -18,7 +18,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
-from dao_pipeline.cluster.jobs import end_orphans, use_site
+from dao_pipeline.cluster.jobs import end_orphans, retry_outside, use_site
 from dao_pipeline.cluster.site import Site
 from dao_pipeline.config import STAGE_SETTINGS, Campaign, Resources, expand_path, stage_settings
 from dao_pipeline.config.read import deep_merge, parse_campaign, read_yaml, variants
@@ -544,6 +544,8 @@ def name_stages(workflow: Any, campaigns: Campaigns) -> None:
     ``--set-threads`` and so on take them; but Snakemake refuses a rule with wildcards as a target. So the names
     are replaced by files after the command line is read and before the graph is built.
     """
+    if workflow.remote_exec:
+        retry_outside(workflow)
     prepare = workflow._prepare_dag
 
     @wraps(prepare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -101,7 +102,9 @@ class Clone:
 
     def copy(self, folder: Path, **changes: Any) -> Clone:
         """This clone with all that it has made, and other values of some keys."""
-        shutil.copytree(self.folder, folder, symlinks=True)
+        shutil.copytree(
+            self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("output.txt", "__pycache__")
+        )
         clone = Clone(self.cluster, folder)
         clone.change(deep_merge(yaml.safe_load((self.folder / "tiny.yaml").read_text()), changes))
         return clone
@@ -181,10 +184,29 @@ class Clone:
                 found.append(Job(int(number), rule, state.split()[0], tres, partition, account, minutes))
         return sorted(found, key=lambda job: job.number)
 
-    def running(self, rule: str) -> list[Job]:
-        """Jobs of a rule that run now."""
-        numbers = self.cluster.run("squeue", "-h", "-t", "R", "-o", "%A").split()
-        return [job for job in self.jobs() if job.rule.startswith(rule) and str(job.number) in numbers]
+    def running(self, rule: str) -> list[int]:
+        """Numbers of the jobs of a rule that run now. The accounts do not know their rules before they end."""
+        text = self.cluster.run("squeue", "-h", "-t", "R", "-o", "%A|%k|%Z")
+        rows = [line.split("|", 2) for line in text.splitlines()]
+        return [
+            int(n)
+            for n, comment, where in rows
+            if comment.startswith(f"rule_{rule}") and Path(where) == self.folder
+        ]
+
+    def doctor(self, *arguments: str) -> dict[str, dict[str, str]]:
+        """Verdicts of ``dao-pipeline doctor`` by subject."""
+        done = subprocess.run(
+            [sys.executable, "-m", "dao_pipeline.cli", "doctor", *arguments, "--json"],
+            cwd=self.folder,
+            env=self.variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+        assert done.returncode in (0, 1), done.stderr
+        return {verdict["subject"]: verdict for verdict in json.loads(done.stdout)["verdicts"]}
 
     def train_here(self) -> None:
         """Train DAO-P without Slurm and Snakemake, undisturbed, from what this clone has made before."""

@@ -57,7 +57,8 @@ def install() -> None:
         return
     if shutil.which("apt-get") is None:
         raise Unavailable(f"{', '.join(missing)} not found, and no apt-get to install {', '.join(PACKAGES)}")
-    quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    # in runlevel 1 no package starts its service
+    quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     for arguments in (("update",), ("install", "-y", "--no-install-recommends", *PACKAGES)):
         done = subprocess.run(
             ["apt-get", "-qq", *arguments], env=quiet, capture_output=True, text=True, check=False

@@ -49,6 +49,16 @@ def _inside_a_job(site: Site) -> None:
     shell.prefix(site.prefix().replace("{", "{{").replace("}", "}}"))
 
 
+def retry_outside(workflow: Any) -> None:
+    """Leave retries to the Snakemake that submits jobs.
+
+    Those inside a job, one within the other, would each try again too, in what is left of its time and with the
+    memory that was not enough.
+    """
+    for rule in workflow.rules:
+        rule.restart_times = 0
+
+
 def _before_submitting(workflow: Any, site: Site, file: Path) -> None:
     from snakemake.resources import Resource
 
