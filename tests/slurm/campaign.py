@@ -233,9 +233,9 @@ class Clone:
         """Jobs that Snakemake has submitted."""
         return self.output.count("has been submitted with SLURM jobid")
 
-    def restarts(self, job: Job) -> int:
+    def restarts(self, job: int) -> int:
         """How often Slurm has requeued a job."""
-        text = self.cluster.run("scontrol", "show", "job", str(job.number))
+        text = self.cluster.run("scontrol", "show", "job", str(job))
         return int(text.partition("Restarts=")[2].split()[0])
 
     # judging
