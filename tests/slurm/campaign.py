@@ -95,6 +95,7 @@ class Clone:
         (folder / "slurm/site.yaml").write_text(yaml.safe_dump(SITE, sort_keys=False))
         write_crystals(folder / "crystals.parquet")
         clone = Clone(cluster, folder)
+        clone.be_born()
         clone.change(
             deep_merge(deep_merge(TINY | {"data": TINY["data"] | {"path": "crystals.parquet"}}, CHANGES), changes)
         )
@@ -106,6 +107,7 @@ class Clone:
             self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("output.txt", "__pycache__")
         )
         clone = Clone(self.cluster, folder)
+        clone.be_born()
         clone.change(deep_merge(yaml.safe_load((self.folder / "tiny.yaml").read_text()), changes))
         return clone
 
@@ -116,6 +118,16 @@ class Clone:
     def change_site(self, **values: Any) -> None:
         """Write other values of the site's file."""
         (self.folder / "slurm/site.yaml").write_text(yaml.safe_dump(SITE | values, sort_keys=False))
+
+    def be_born(self) -> None:
+        """Jobs up to now are not this clone's, whatever folder they ran in."""
+        numbers = self.cluster.run("sacct", "-X", "-n", "-P", "-a", "-S", "now-1day", "-o", "JobIDRaw").split()
+        (self.folder / "born").write_text(str(max(map(int, numbers), default=0)))
+
+    @property
+    def born(self) -> int:
+        """The last job before this clone was made."""
+        return int((self.folder / "born").read_text())
 
     @property
     def campaign(self) -> Campaign:
@@ -178,7 +190,7 @@ class Clone:
         found = []
         for line in text.splitlines():
             number, comment, state, asked, partition, account, minutes, where = line.split("|")
-            if Path(where) == self.folder:
+            if Path(where) == self.folder and int(number) > self.born:
                 tres = dict(item.split("=") for item in asked.split(",") if item)
                 rule = comment.removeprefix("rule_")
                 found.append(Job(int(number), rule, state.split()[0], tres, partition, account, minutes))
