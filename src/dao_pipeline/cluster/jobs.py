@@ -62,7 +62,7 @@ def retry_outside(workflow: Any) -> None:
 def _before_submitting(workflow: Any, site: Site, file: Path) -> None:
     from snakemake.resources import Resource
 
-    _read_states_in_full()
+    read_states_in_full()
     defaults = workflow.resource_settings._parsed_default_resources
     for name, value in site.defaults().items():
         if name not in defaults:  # --default-resources wins
@@ -71,7 +71,7 @@ def _before_submitting(workflow: Any, site: Site, file: Path) -> None:
         os.environ.setdefault(PLUGIN_VARIABLE, str(file.resolve()))
 
 
-def _read_states_in_full() -> None:
+def read_states_in_full() -> None:
     """Let Snakemake's Slurm executor see that a job was cancelled.
 
     sacct says "CANCELLED by 1000"; snakemake-executor-plugin-slurm 2.8 knows "CANCELLED" alone, takes anything
