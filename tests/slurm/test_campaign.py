@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dao_pipeline.workflow_support import STAGES, stage_files
 from tests.slurm.campaign import LOCAL, Clone
 from tests.slurm.cluster import ACCOUNT, GPU_PARTITION, PARTITION
 from tests.workflow.test_kill import same_content
@@ -17,8 +18,8 @@ from tests.workflow.test_kill import same_content
 pytestmark = pytest.mark.slurm
 long = pytest.mark.slurm_long
 
-AGAIN = ("generate_candidates", "screen_candidates")
-"""Stages that run again in the tests with faults: three shards of candidates, and what gathers them."""
+AGAIN = tuple(s for s in STAGES if s in ("generate_candidates", "screen_shard", "screen_candidates"))
+"""Stages that run again in the tests with faults: three shards of candidates, and what is made of them."""
 
 
 def disturbed(finished: Clone, folder: Path) -> Clone:
@@ -33,7 +34,8 @@ def test_the_campaign_completes_and_gpu_rules_alone_ask_for_gpus(finished: Clone
     assert {job.state for job in jobs} == {"COMPLETED"}
     assert (finished.folder / "results/tiny/report/index.html").stat().st_size > 10_000
     rules = [job.rule.partition("_wildcards")[0] for job in jobs]
-    assert len(rules) == len(set(rules)) + 2  # three shards
+    assert len({job.rule for job in jobs}) == len(jobs)  # none was submitted twice
+    assert rules.count("generate_candidates") == 3  # shards
     assert not set(rules) & LOCAL
     on_gpus = {"train_energy_model", "pretrain_generator_stage1", "finetune_generator", "generate_candidates"}
     for job, rule in zip(jobs, rules, strict=True):
@@ -66,7 +68,7 @@ def test_doctor_finds_what_is_there_and_what_is_wrong(finished: Clone, tmp_path:
 def test_memory_grows_after_a_kill_for_memory(finished: Clone, tmp_path: Path) -> None:
     """Snakemake and torch together do not fit into the 250 MB of the first attempt."""
     clone = finished.copy(tmp_path / "clone", compute={"sampling": {"mem_mb": 250}})
-    shard = clone.folder / "results/tiny/candidates/generated/shard-0001.parquet"
+    shard = clone.folder / stage_files(clone.campaign, "generate_candidates")[1]
     shard.unlink()
     run = clone.run(str(shard.relative_to(clone.folder)))
     assert run.code == 0, run.output
