@@ -132,6 +132,8 @@ class Site(Section):
         """What no partition can give."""
         found = []
         for kind, wanted in campaign.compute:
+            if kind == "dft" and not campaign.qe.enabled:
+                continue
             asked = f"{wanted.threads} threads, {wanted.gpus} GPUs and {wanted.mem_mb} MB"
             fitting = self.fitting(wanted).values()
             if self.partitions and not any(wanted.mem_mb <= partition.max_mem_mb for partition in fitting):
