@@ -114,9 +114,21 @@ class Cluster:
             self._wait("jobs", lambda: not self.run("squeue", "-h", check=False), fatal=False)
         for daemon in reversed(DAEMONS):
             self.stop_daemon(daemon)
+        self._end_strays()
         if CONFIGURATION.is_symlink() and CONFIGURATION.readlink() == self.folder / "slurm.conf":
             CONFIGURATION.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end_strays(self) -> None:
+        """End what is left of jobs: without cgroups, Slurm loses sight of a process whose parent has ended."""
+        mine = {f"SLURM_CONF={self.folder}/slurm.conf".encode()}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                variables = (process / "environ").read_bytes().split(b"\0")
+                if mine <= {*variables} and any(v.startswith(b"SLURM_JOB_ID=") for v in variables):
+                    os.kill(int(process.name), signal.SIGKILL)
+            except OSError:  # gone, or another's
+                continue
 
     def status(self) -> dict[str, int | None]:
         """Process id of each daemon, None where it does not run."""
