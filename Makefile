@@ -1,5 +1,6 @@
 # make demo    install, run the demo campaign on all cores, show its best candidates (about 15 minutes)
 # make test    install, run all tests
+# make slurm   install, run all tests on a Slurm cluster that they start themselves (root; about half an hour)
 # make lint    install, check style, types and the workflow
 # make config  write config/default.yaml and config/schema.json anew after a change of a setting
 # make clean   remove everything the demo wrote
@@ -14,7 +15,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint config clean install
+.PHONY: demo test slurm lint config clean install
 
 demo: $(STAMP)
 	snakemake --cores all
@@ -23,6 +24,9 @@ demo: $(STAMP)
 # One thread per worker: tests run side by side.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile
+
+slurm: $(STAMP)
+	OMP_NUM_THREADS=1 python -m pytest tests/slurm -m "slurm or slurm_long"
 
 lint: $(STAMP)
 	ruff check .

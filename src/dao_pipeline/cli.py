@@ -467,6 +467,20 @@ def check(
 
 
 @command
+def doctor(
+    campaigns: Annotated[list[Path] | None, typer.Argument(help="campaigns that should run here (YAML)")] = None,
+    clone: Annotated[Path, typer.Option(help="folder with the Snakefile")] = Path(),
+    site: Annotated[Path | None, typer.Option(help="the site's file [default: slurm/site.yaml]")] = None,
+    wait: Annotated[int, typer.Option(help="seconds a node may take to be free; 0: start no job", min=0)] = 60,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Look whether all is in place on this site, and say what to mend; ends with 1 if something must be."""
+    from dao_pipeline.cluster.doctor import examine, report
+
+    raise typer.Exit(report(examine(clone.resolve(), campaigns or [], site, wait), as_json))
+
+
+@command
 def resolve_config(config: ConfigFile, out: Annotated[Path, typer.Option(help="YAML file to write")]) -> None:
     """Write a campaign with every default filled in."""
     from dao_pipeline.config.write import write_resolved

@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 from dao_pipeline.candidates.compositions import asked_compositions, count_compositions
 from dao_pipeline.candidates.plan import planned_shards, shard_file
+from dao_pipeline.cluster.jobs import end_orphans, retry_outside, use_site
+from dao_pipeline.cluster.site import Site
 from dao_pipeline.config import STAGE_SETTINGS, Campaign, Resources, expand_path, stage_settings
 from dao_pipeline.config.read import deep_merge, parse_campaign, read_yaml, variants
 from dao_pipeline.errors import UserError
@@ -103,10 +105,14 @@ class Campaigns(Mapping[str, Campaign]):
 
     The variants of an ablation are campaigns of their own, named CAMPAIGN/ablation/VARIANT: the same rules make
     them. They are no targets, and what several of them would make alike is made once (``owner``).
+
+    site: the cluster that jobs run on; its limits bound what they ask for. Without one nothing does.
+    submits: this Snakemake is the one that submits jobs to it.
     """
 
-    def __init__(self, campaigns: Mapping[str, Campaign]) -> None:
+    def __init__(self, campaigns: Mapping[str, Campaign], site: Site | None = None, submits: bool = False) -> None:
         self._campaigns = dict(campaigns)
+        self._site, self._submits = site or Site(), submits
         self._variants = {name: list(variants(c, name).values()) for name, c in campaigns.items()}
         self._all = self._campaigns | {v.name: v for found in self._variants.values() for v in found}
         self._made_from: dict[tuple[str, str], str] = {}
@@ -190,16 +196,24 @@ class Campaigns(Mapping[str, Campaign]):
         return lambda wildcards: self.resources(kind, wildcards).threads
 
     def gpus(self, kind: Kind) -> Callable[[Any], int | None]:
-        """GPUs of a job; None, which is no resource at all, for 0."""
-        return lambda wildcards: self.resources(kind, wildcards).gpus or None
+        """GPUs of a job; None, which is no resource at all, for 0 and where the site wants ``gres``."""
+        return lambda wildcards: self._site.gpus(self.resources(kind, wildcards))
+
+    def gpu_model(self, kind: Kind) -> Callable[[Any], str | None]:
+        """Model of these GPUs, if the site names one."""
+        return lambda wildcards: self._site.model(self.resources(kind, wildcards))
+
+    def gres(self, kind: Kind) -> Callable[[Any], str | None]:
+        """GPUs of a job where the site wants them asked for as generic resources."""
+        return lambda wildcards: self._site.gres(self.resources(kind, wildcards))
 
     def mem_mb(self, kind: Kind) -> Callable[[Any, int], int]:
-        """Megabytes of a job; more at each attempt."""
-        return lambda wildcards, attempt: self.resources(kind, wildcards).mem_mb * attempt
+        """Megabytes of a job; more at each attempt, as far as a partition gives them."""
+        return lambda wildcards, attempt: self._site.bounded(self.resources(kind, wildcards), attempt)[0]
 
     def runtime(self, kind: Kind) -> Callable[[Any, int], int]:
-        """Minutes of a job; more at each attempt."""
-        return lambda wildcards, attempt: self.resources(kind, wildcards).runtime * attempt
+        """Minutes of a job; more at each attempt, as far as a partition gives them."""
+        return lambda wildcards, attempt: self._site.bounded(self.resources(kind, wildcards), attempt)[1]
 
     # inputs
 
@@ -342,6 +356,8 @@ class Campaigns(Mapping[str, Campaign]):
         from dao_pipeline.candidates.asked import resolve
         from dao_pipeline.config.write import write_resolved
 
+        if self._submits:
+            end_orphans(Path.cwd())
         for name, campaign in self._all.items():
             write_resolved(campaign, Path(f"results/{name}/config.yaml"))
             if not campaign.generate.known:
@@ -603,7 +619,8 @@ def planned_shard(campaign: Campaign, shard: int, round_number: int) -> str:
 def open_campaigns(workflow: Any) -> Campaigns:
     """The campaigns of this Snakemake run, checked; ends with a message if one is not sound."""
     _prefer_this_environment()
-    if workflow.resource_settings.nodes is not None:
+    submits = workflow.resource_settings.nodes is not None and not workflow.remote_exec
+    if submits:
         # A cluster run: `cores` of the default profile are this machine's, and must not limit the jobs' threads.
         workflow.global_resources["_cores"] = None
     default = _short(Path(str(workflow.basedir)) / DEFAULT_CAMPAIGN)
@@ -614,10 +631,11 @@ def open_campaigns(workflow: Any) -> Campaigns:
             from dao_pipeline.preflight import check_loaded
 
             check_loaded(campaigns)
+        site = use_site(workflow, campaigns) if submits or workflow.remote_exec else None
     except UserError as error:
         # An exception would be printed with a traceback and the Snakefile's line, which are not to blame.
         raise SystemExit(f"error: {error}\nNo job was started.") from None
-    return Campaigns({campaign.name: campaign for campaign in campaigns.values()})
+    return Campaigns({campaign.name: campaign for campaign in campaigns.values()}, site, submits)
 
 
 def _prefer_this_environment() -> None:
@@ -635,6 +653,8 @@ def name_stages(workflow: Any, campaigns: Campaigns) -> None:
     ``--set-threads`` and so on take them; but Snakemake refuses a rule with wildcards as a target. So the names
     are replaced by files after the command line is read and before the graph is built.
     """
+    if workflow.remote_exec:
+        retry_outside(workflow)
     prepare = workflow._prepare_dag
 
     @wraps(prepare)

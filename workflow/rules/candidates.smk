@@ -100,6 +100,8 @@ rule generate_candidates:
     threads: campaigns.threads("sampling")
     resources:
         gpu=campaigns.gpus("sampling"),
+        gpu_model=campaigns.gpu_model("sampling"),
+        gres=campaigns.gres("sampling"),
         mem_mb=campaigns.mem_mb("sampling"),
         runtime=campaigns.runtime("sampling"),
     params:

@@ -22,6 +22,8 @@ rule train_energy_model:
     threads: campaigns.threads("training")
     resources:
         gpu=campaigns.gpus("training"),
+        gpu_model=campaigns.gpu_model("training"),
+        gres=campaigns.gres("training"),
         mem_mb=campaigns.mem_mb("training"),
         runtime=campaigns.runtime("training"),
     params:
@@ -52,6 +54,8 @@ rule relax_dataset:
     threads: campaigns.threads("sampling")
     resources:
         gpu=campaigns.gpus("sampling"),
+        gpu_model=campaigns.gpu_model("sampling"),
+        gres=campaigns.gres("sampling"),
         mem_mb=campaigns.mem_mb("sampling"),
         runtime=campaigns.runtime("sampling"),
     params:

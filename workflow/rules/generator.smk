@@ -20,6 +20,8 @@ rule pretrain_generator_stage1:
     threads: campaigns.threads("training")
     resources:
         gpu=campaigns.gpus("training"),
+        gpu_model=campaigns.gpu_model("training"),
+        gres=campaigns.gres("training"),
         mem_mb=campaigns.mem_mb("training"),
         runtime=campaigns.runtime("training"),
     params:
@@ -57,6 +59,8 @@ rule pretrain_generator_stage2:
     threads: campaigns.threads("training")
     resources:
         gpu=campaigns.gpus("training"),
+        gpu_model=campaigns.gpu_model("training"),
+        gres=campaigns.gres("training"),
         mem_mb=campaigns.mem_mb("training"),
         runtime=campaigns.runtime("training"),
     params:
@@ -96,6 +100,8 @@ rule finetune_generator:
     threads: campaigns.threads("training")
     resources:
         gpu=campaigns.gpus("training"),
+        gpu_model=campaigns.gpu_model("training"),
+        gres=campaigns.gres("training"),
         mem_mb=campaigns.mem_mb("training"),
         runtime=campaigns.runtime("training"),
     params:

@@ -20,6 +20,8 @@ rule finetune_property:
     threads: campaigns.threads("training")
     resources:
         gpu=campaigns.gpus("training"),
+        gpu_model=campaigns.gpu_model("training"),
+        gres=campaigns.gres("training"),
         mem_mb=campaigns.mem_mb("training"),
         runtime=campaigns.runtime("training"),
     params:
@@ -50,6 +52,8 @@ rule predict_property:
     threads: campaigns.threads("sampling")
     resources:
         gpu=campaigns.gpus("sampling"),
+        gpu_model=campaigns.gpu_model("sampling"),
+        gres=campaigns.gres("sampling"),
         mem_mb=campaigns.mem_mb("sampling"),
         runtime=campaigns.runtime("sampling"),
     params:

@@ -30,15 +30,21 @@ def parse_campaign(values: Mapping[str, Any], origin: str) -> Campaign:
     try:
         return Campaign.model_validate(values)
     except ValidationError as error:
-        lines = [_describe(problem, origin) for problem in error.errors()]
+        lines = [describe(problem, origin) for problem in error.errors()]
         raise UserError("\n".join(lines)) from None
 
 
-def _describe(problem: Mapping[str, Any], origin: str) -> str:
+def describe(
+    problem: Mapping[str, Any], origin: str, whole: str = "(campaign)", see: str = "config/default.yaml"
+) -> str:
+    """A problem that pydantic found: file, key, value, remedy.
+
+    whole: what a problem of no single key is one of. see: the file that shows all keys.
+    """
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
-    key = "".join(parts).removeprefix(".") or "(campaign)"
+    key = "".join(parts).removeprefix(".") or whole
     if problem["type"] == "extra_forbidden":
-        return f"{origin}: {key}: unknown key; see config/default.yaml for the keys there are."
+        return f"{origin}: {key}: unknown key; see {see} for the keys there are."
     if problem["type"] == "missing":
         return f"{origin}: {key}: required, but not given."
     message = problem["msg"].removeprefix("Value error, ")

@@ -35,7 +35,7 @@ def screen_table(
 
     references: known crystals by reduced formula. energy_model: DAO-P; None: ``energy_pred`` is null. ranker: what
     ``train_ranker`` wrote; None: candidates are ranked by predicted energy. crysdb: the campaign's CrysDB, or a
-    table of its crystals, for ``screen.hull.entries: crysdb``. work: folder for finished pieces of what takes long.
+    table of its crystals, for ``screen.hull.entries: crysdb``. work: folder for finished pieces of long work.
     """
     settings, threads = campaign.screen, campaign.compute.cpu.threads
     table = check_geometry(table, settings)
