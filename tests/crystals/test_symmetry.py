@@ -61,3 +61,21 @@ def test_what_is_no_crystal_has_no_space_group(cell: np.ndarray) -> None:
     bad = replace(PEROVSKITE, lattice=cell)
     assert spacegroup(bad, 0.1) is None
     assert refined(bad, 0.1) is None
+
+
+def test_a_thin_long_cell_has_no_space_group_at_a_wide_tolerance() -> None:
+    """moyopy does not come back from this one at 0.3 angstrom."""
+    crystal = Crystal(
+        id="thin",
+        atomic_numbers=np.array([29] * 3 + [39] * 4 + [33] * 5),
+        frac_coords=np.array(
+            [
+                *([0.992, 0.448, 0.255], [0.991, 0.452, 0.783], [0.482, 0.954, 0.054], [0.472, 0.958, 0.348]),
+                *([0.466, 0.453, 0.669], [0.99, 0.45, 0.536], [0.988, 0.446, 0.956], [0.991, 0.446, 0.406]),
+                *([0.991, 0.94, 0.676], [0.484, 0.958, 0.856], [0.916, 0.361, 0.117], [0.407, 0.874, 0.185]),
+            ]
+        ),
+        lattice=np.array([[3.354, 0.0, 0.107], [-1.143, 2.436, 0.046], [0.0, 0.0, 28.5]]),
+    )
+    assert spacegroups(crystal, [0.01, 0.1, 0.3]) == [1, 1, None]
+    assert refined(crystal, 0.3) is None

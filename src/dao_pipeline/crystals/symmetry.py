@@ -10,9 +10,15 @@ import moyopy
 import numpy as np
 
 from dao_pipeline.crystals.crystal import Crystal, wrap
+from dao_pipeline.crystals.geometry import cell_heights
 
 # it warns about operations that the input cell cannot express, which do not touch the space group
 logging.getLogger("moyo").setLevel(logging.ERROR)
+
+
+_LARGEST_SHARE = 0.1
+"""Tolerance over the thickness of the cell beyond which it says nothing; moyopy's search for translations then finds
+so many that it does not end (a cell of 2.7 by 3.2 by 41.8 angstrom at 0.3)."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Refined:
 
 
 def spacegroup(crystal: Crystal, symprec: float) -> int | None:
-    """Space group number at ``symprec`` (angstrom); None where moyopy finds none."""
+    """Space group number at ``symprec`` (angstrom); None where moyopy finds none, or the cell is too thin for it."""
     found = _dataset(crystal, symprec)
     return None if found is None else int(found.number)
 
@@ -52,6 +58,8 @@ def refined(crystal: Crystal, symprec: float) -> Refined | None:
 
 
 def _dataset(crystal: Crystal, symprec: float) -> moyopy.MoyoDataset | None:
+    if symprec > _LARGEST_SHARE * cell_heights(crystal.lattice[None]).min():
+        return None
     numbers = [int(z) for z in crystal.atomic_numbers]
     cell = moyopy.Cell(crystal.lattice.tolist(), crystal.frac_coords.tolist(), numbers)
     try:
