@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from dao_pipeline.config import Matcher
-from dao_pipeline.crystals.crystal import from_table
+from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.matching import Sameness
 from dao_pipeline.crystals.symmetry import refined, spacegroup, spacegroups
 from dao_pipeline.sources import embedded

@@ -17,8 +17,8 @@ logging.getLogger("moyo").setLevel(logging.ERROR)
 
 
 _LARGEST_SHARE = 0.1
-"""Tolerance over the thickness of the cell beyond which it says nothing; moyopy's search for translations then finds
-so many that it does not end (a cell of 2.7 by 3.2 by 41.8 angstrom at 0.3)."""
+"""Tolerance over the thickness of the cell beyond which it says nothing; moyopy's search for translations then
+finds so many that it does not end (a cell of 2.7 by 3.2 by 41.8 angstrom at 0.3)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Refined:
 
 
 def spacegroup(crystal: Crystal, symprec: float) -> int | None:
-    """Space group number at ``symprec`` (angstrom); None where moyopy finds none, or the cell is too thin for it."""
+    """Space group number at ``symprec`` (angstrom); None where moyopy finds none, or the cell is too thin."""
     found = _dataset(crystal, symprec)
     return None if found is None else int(found.number)
 
