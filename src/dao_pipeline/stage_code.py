@@ -54,6 +54,11 @@ def stage_code_hash(stage: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def modules_hash(modules: Iterable[str]) -> str:
+    """Hash of some modules alone: what finished pieces of their work depend on besides settings."""
+    return hashlib.sha256("".join(_module_hash(module) for module in modules).encode()).hexdigest()[:16]
+
+
 @cache
 def stage_modules(stage: str) -> frozenset[str]:
     """Modules of this package that a stage runs, however late they are imported."""

@@ -231,6 +231,11 @@ class Campaigns(Mapping[str, Campaign]):
         path = self[wildcards.campaign].finetune.path
         return [str(expand_path(path))] if path else []
 
+    def hull_entries(self, wildcards: Any) -> list[str]:
+        """The campaign's own table of phases for hulls by a model; an edit of it screens anew."""
+        path = self[wildcards.campaign].screen.hull.entries
+        return [] if path in (None, "crysdb") else [str(expand_path(path))]
+
     def reference_phases(self, wildcards: Any) -> list[str]:
         """The campaign's own table of reference phases for hulls by DFT."""
         path = self[wildcards.campaign].compare_dft.phases

@@ -307,6 +307,11 @@ def test_bad_substitutions(value: dict[str, Any], message: str) -> None:
         campaign(substitutions=value)
 
 
+def test_substitutions_without_end_are_refused_before_they_begin() -> None:
+    with pytest.raises(UserError, match=r"^generate.substitutions.replace: KNaTiNbO6 .*1,000,000 combinations"):
+        cells(substitutions={"of": ["KNaTiNbO6"], "replace": {"*": ["*"]}})
+
+
 # All of it together, and on disk
 
 
@@ -356,6 +361,14 @@ def test_the_table_is_kept_until_a_setting_or_a_file_changes(
     assert resolve(first, write=True).names == ["MgO", "CaO"]
     assert asked_hash(first) != digest
     assert read_table(kept)["composition"].to_pylist() == ["MgO", "CaO"]
+    module._in_memory.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "stage_code_hash", lambda stage: "edited")
+        patch.setattr(module, "_resolve", forbidden)
+        assert asked(first).count == 2  # jobs take what there is
+        module._in_memory.clear()
+        with pytest.raises(AssertionError, match="resolved anew"):
+            resolve(first)
     module._in_memory.clear()
     assert resolve(campaign(**values | {"unit_atoms": 4})).names == ["MgO", "Mg2O2", "CaO", "Ca2O2"]
 

@@ -58,6 +58,24 @@ def test_extended_xyz_comes_back_through_ase(results: Path, tmp_path: Path) -> N
         assert atoms.info["settings_hash"].startswith("sha256:")
 
 
+def test_formulas_that_look_like_values_stay_texts(tmp_path: Path) -> None:
+    """ASE reads InF as infinite, NaN as no number, F as false."""
+    cells = {"InF": [49, 9], "NaN": [11, 7], "F": [9, 9]}
+    crystals = [
+        Crystal(
+            id=name,
+            atomic_numbers=np.array(z),
+            frac_coords=np.array([[0.0] * 3, [0.5] * 3]),
+            lattice=4 * np.eye(3),
+        )
+        for name, z in cells.items()
+    ]
+    write_table(to_table(crystals), tmp_path / "crystals.parquet", {})
+    export(tmp_path / "crystals.parquet", Selection(), tmp_path / "all.extxyz")
+    frames = read(tmp_path / "all.extxyz", index=":")
+    assert [atoms.info["formula"] for atoms in frames] == ["In1F1", "Na1N1", "F1"]
+
+
 @pytest.mark.parametrize("name", ["best.zip", "best"])
 def test_cif_comes_back_through_pymatgen(results: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / "deep" / name

@@ -78,6 +78,14 @@ def test_passports_of_the_shards_are_joined(folder: Path) -> None:
     assert read_about(folder / "screened.parquet")["hull"] == passport | {"levels_of_theory": ["PBE", "PBE+U"]}
 
 
+def test_shards_of_different_hulls_are_not_put_together(folder: Path) -> None:
+    passport = {"name": "phases.json", "hash": "aa", "levels_of_theory": ["PBE"]}
+    rewrite(folder, 0, lambda table: table, hull=passport)
+    rewrite(folder, 2, lambda table: table, hull=passport | {"hash": "bb"})
+    with pytest.raises(UserError, match=r"shard-00002.*another hull \(hash\)"):
+        gather(folder)
+
+
 def exported(folder: Path) -> list[str]:
     with zipfile.ZipFile(folder / "top.zip") as archive:
         return [name.removesuffix(".cif") for name in archive.namelist()]
@@ -101,6 +109,18 @@ def test_the_best_of_each_composition_are_ranked_in_their_chemical_system(folder
     assert chemical_system("SZn2") == chemical_system("ZnS") == "S-Zn"
     ranks = {row["id"]: row["system_rank"] for row in gather(folder) if row["system_rank"] is not None}
     assert ranks == {"cand:0:1": 3, "cand:1:1": 1, "cand:2:1": 2, "cand:4:1": 1, "cand:5:1": 1}
+
+
+def test_cells_of_several_sizes_are_one_compound_of_their_system(folder: Path) -> None:
+    def same(table: pa.Table) -> pa.Table:
+        place = table.column_names.index("formula")
+        return table.set_column(place, "formula", pa.array(["SZn"] * table.num_rows))
+
+    before = gather(folder)
+    rewrite(folder, 0, same)
+    rows = gather(folder)
+    best = min((r for r in before if r["shard"] == 0 and r["rank"] == 1), key=lambda r: r["energy_pred"])
+    assert [r["id"] for r in rows if r["shard"] == 0 and r["system_rank"] is not None] == [best["id"]]
 
 
 def test_energies_above_the_hull_take_the_place_of_predicted_ones(folder: Path) -> None:

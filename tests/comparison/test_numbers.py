@@ -69,6 +69,21 @@ def test_hull_equals_pymatgens_and_is_refused_across_levels():
     assert "no reference phases in the system C-Si" in hull_energies(asked[:1], [], elements)[0].refused
 
 
+def test_a_hull_with_a_failed_reference_is_refused():
+    elements = {"Si": [phase("Si", -10.0)], "C": [phase("C", -20.0)]}
+    found = hull_energies([phase("SiC", -15.3)], [phase("Si2C", -12.0)], elements, {"mp-1": "SiC", "mp-2": "GeC"})
+    assert found[0].refused == "reference mp-1 did not converge"
+    again = hull_energies([phase("SiC", -15.3)], [phase("SiC", -15.5, name="mp-1")], elements, {"mp-1": "SiC"})
+    assert again[0].energy == pytest.approx(0.2)  # it failed at another system's level only
+
+
+def test_a_reference_at_two_levels_serves_both():
+    elements = {"Si": [phase("Si", -10.0)], "C": [phase("C", -20.0)]}
+    higher = Level({"functional": "PBE", "ecutwfc": 90})
+    references = [phase("SiC", -15.9, higher, "mp-1"), phase("SiC", -15.5, name="mp-1")]
+    assert hull_energies([phase("SiC", -15.3)], references, elements)[0].energy == pytest.approx(0.2)
+
+
 def test_order_by_hand():
     found = order([0.0, 0.1, 0.3], [0.5, 0.4, 0.9])
     assert found["candidates"] == 3

@@ -79,3 +79,21 @@ def test_a_thin_long_cell_has_no_space_group_at_a_wide_tolerance() -> None:
     )
     assert spacegroups(crystal, [0.01, 0.1, 0.3]) == [1, 1, None]
     assert refined(crystal, 0.3) is None
+
+
+def test_small_cells_keep_their_space_groups_at_wide_tolerances() -> None:
+    fcc = np.array([[0.0, 1, 1], [1, 0, 1], [1, 1, 0]])
+    copper = Crystal(id="Cu", atomic_numbers=np.array([29]), frac_coords=np.zeros((1, 3)), lattice=3.61 / 2 * fcc)
+    salt = Crystal(
+        id="MgO",
+        atomic_numbers=np.array([12, 8]),
+        frac_coords=np.array([[0, 0, 0], [0.5, 0.5, 0.5]]),
+        lattice=4.21 / 2 * fcc,
+    )
+    assert spacegroups(copper, [0.01, 0.1, 0.3]) == [225, 225, 225]
+    assert spacegroups(salt, [0.01, 0.1, 0.3]) == [225, 225, 225]
+    # the same crystal in a basis that makes it look thin
+    skewed = replace(salt, lattice=np.array([[1, 0, 0], [7, 1, 0], [0, 9, 1]]) @ salt.lattice)
+    inverse = np.linalg.inv(np.array([[1, 0, 0], [7, 1, 0], [0, 9, 1]]))
+    skewed = replace(skewed, frac_coords=(salt.frac_coords @ inverse) % 1)
+    assert spacegroups(skewed, [0.01, 0.1]) == [225, 225]

@@ -186,6 +186,7 @@ rule screen_shard:
         planned=campaigns.rounds("plan_candidates", "candidates/planned"),
         generated=campaigns.rounds("generate_candidates", "candidates/generated"),
         references=campaigns.at("sort_references", "candidates/references.parquet"),
+        hull=campaigns.hull_entries,
         energy_model=campaigns.model("train_energy_model"),
         ranker=campaigns.model("train_ranker"),
     output:

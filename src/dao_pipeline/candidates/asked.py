@@ -29,6 +29,7 @@ from dao_pipeline.crystals.formula import formula_text, parse_formula, reduced
 from dao_pipeline.crystals.schema import COLUMNS
 from dao_pipeline.crystals.table import file_hash, provenance, read_about, write_table
 from dao_pipeline.errors import UserError
+from dao_pipeline.stage_code import stage_code_hash
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,15 @@ class Asked:
     @cached_property
     def names(self) -> list[str]:
         """Column ``composition``."""
-        return self._cells.names if self._cells else self.table["composition"].to_pylist()
+        if self._cells:
+            return self._cells.names
+        names: list[str] = pq.ParquetFile(self._path).read(["composition"])["composition"].to_pylist()
+        return names
+
+    @cached_property
+    def count(self) -> int:
+        """Number of cells; of a file, without reading it."""
+        return len(self._cells.names) if self._cells else int(pq.read_metadata(self._path).num_rows)
 
 
 _in_memory: dict[str, Asked] = {}
@@ -107,7 +116,8 @@ def resolve(campaign: Campaign, *, write: bool = False) -> Asked:
     found = _in_memory.get(key)
     if found is None or found.about["files"] != inputs:
         kept = _kept(campaign, settings)
-        found = kept if kept is not None and kept.about.get("files") == inputs else None
+        current = kept is not None and kept.about.get("identity") == _identity(campaign, settings, inputs)
+        found = kept if current else None
         found = found or _resolve(campaign, settings)
         _in_memory[key] = found
     if write:
@@ -141,6 +151,17 @@ def _files(campaign: Campaign) -> dict[str, str]:
         if path.is_file() or (path.is_dir() and key.endswith("path")):
             found[str(path)] = file_hash(path)
     return found
+
+
+def _identity(campaign: Campaign, settings: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+    """What the cells follow from: settings, files, this code and the library that judges formulas."""
+    judged = campaign.generate.systems.of or campaign.generate.substitutions.charge_neutral
+    return {
+        "settings": dict(settings),
+        "files": dict(files),
+        "code": stage_code_hash("plan_candidates"),
+        "smact": metadata.version("smact") if judged else None,
+    }
 
 
 def _kept(campaign: Campaign, settings: Mapping[str, Any]) -> Asked | None:
@@ -178,7 +199,7 @@ def _resolve(campaign: Campaign, settings: Mapping[str, Any]) -> Asked:
     about |= {"files": files, "dropped": reasons, "enumerated": enumerated}
     if campaign.generate.systems.of or campaign.generate.substitutions.charge_neutral:
         about["plausible_by"] = f"SMACT {metadata.version('smact')}, oxidation states of the ICSD 2024"
-    about["identity"] = {"settings_hash": about["settings_hash"], "files": files}
+    about["identity"] = _identity(campaign, settings, files)
     for reason, number in reasons.items():
         examples = cells.dropped["composition"]
         named = [examples[i] for i, why in enumerate(cells.dropped["reason"]) if why == reason]
@@ -300,5 +321,8 @@ def _substituted(campaign: Campaign, cells: _Cells) -> None:
             else:
                 cells.add(new.counts, new.units, asked_by)
     except UserError as error:
-        lines = [f"generate.substitutions.path: {problem}" for problem in str(error).splitlines()]
+        lines = [
+            problem if problem.startswith("generate.") else f"generate.substitutions.path: {problem}"
+            for problem in str(error).splitlines()
+        ]
         raise UserError("\n".join(lines)) from None

@@ -101,7 +101,7 @@ def count_compositions(campaign: Campaign) -> int:
 
     The numbers of shards and of jobs follow from it.
     """
-    return campaign.generate.test_split.limit if campaign.generate.known else len(asked(campaign).names)
+    return campaign.generate.test_split.limit if campaign.generate.known else asked(campaign).count
 
 
 def asked_compositions(campaign: Campaign, start: int = 0, stop: int | None = None) -> list[Requested] | None:

@@ -14,6 +14,7 @@ from dao_pipeline.candidates.select import Selection, candidates_of, select
 from dao_pipeline.crystals.cif import cif_text
 from dao_pipeline.crystals.crystal import Crystal, from_table
 from dao_pipeline.crystals.elements import SYMBOLS
+from dao_pipeline.crystals.formula import parse_formula
 from dao_pipeline.crystals.table import read_about, replacing
 from dao_pipeline.errors import UserError
 
@@ -126,4 +127,24 @@ def _write_xyz(crystals: list[tuple[Crystal, dict[str, Any]]], out: Path) -> Non
 
 
 def _one_line(value: Any) -> Any:
-    return " ".join(value.split()).replace('"', "'") if isinstance(value, str) else value
+    """A value for the comment line of extended XYZ; texts that a reader would take for something else, such as
+    the formulas InF, NaN and F, are written with all their numbers (In1F1) or in front of a dash."""
+    if not isinstance(value, str):
+        return value
+    text = " ".join(value.split()).replace('"', "'")
+    if not _taken_for_a_value(text):
+        return text
+    try:
+        return "".join(f"{symbol}{number}" for symbol, number in parse_formula(text).items())
+    except ValueError:
+        return f"{text}-"
+
+
+def _taken_for_a_value(text: str) -> bool:
+    if text.lower() in ("t", "f", "true", "false"):
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

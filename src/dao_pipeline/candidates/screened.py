@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 SYSTEM_ORDER = ("e_above_hull_pred", "energy_pred")
 """Columns that compare candidates of several compositions: the first that there is. Both are eV/atom."""
 
+_LEVELS = "levels_of_theory"
+
 _COUNTED = ("valid", "unique", "novel")
 
 
@@ -36,7 +38,8 @@ def screen_candidates(campaign: Campaign, plan: Path, screened: Path, out: Path)
 
     plan: of the whole campaign. screened: folder of the shards by ``screen_shard``.
 
-    Adds ``system_rank``: of the best candidates of all compositions of a chemical system, by ``SYSTEM_ORDER``.
+    Adds ``system_rank``: of the best candidates of all formulas of a chemical system, by ``SYSTEM_ORDER``; of one
+    formula in cells of several sizes only the best takes part.
     The zip holds the candidates of each composition with a rank up to ``screen.top_k``, or as many of them as
     ``screen.top_files`` allows: lower ranks are left out first, then what is last in its chemical system.
 
@@ -100,7 +103,7 @@ def _common(files: Sequence[Path]) -> dict[str, Any]:
     hull = first.get("hull")
     for path in files[1:]:
         about = read_about(path)
-        hull = _same_hull(hull, about.get("hull"))
+        hull = _same_hull(hull, about.get("hull"), path)
         if differing := [key for key in keys if about.get(key) != first.get(key)]:
             raise UserError(
                 f"{path}: was screened with other {', '.join(differing)} than {files[0].name}. Rerun screen_shard."
@@ -108,12 +111,19 @@ def _common(files: Sequence[Path]) -> dict[str, Any]:
     return {"hull": hull} | {"screening" if key == "settings" else key: first.get(key) for key in keys}
 
 
-def _same_hull(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The passport of both: each shard names the levels of theory of the phases that it needed."""
-    if one is None or other is None:
+def _same_hull(one: dict[str, Any] | None, other: dict[str, Any] | None, path: Path) -> dict[str, Any] | None:
+    """The passport of both: each shard names the levels of theory of the phases that it needed.
+
+    Raises UserError where anything else differs: their distances to the hull are not of one hull.
+    """
+    if one is None or other is None:  # a shard without candidates has none
         return one or other
-    levels = {*one.get("levels_of_theory", ()), *other.get("levels_of_theory", ())}
-    return {**one, "levels_of_theory": sorted(levels)}
+    if differing := [key for key in {**one, **other} if key != _LEVELS and one.get(key) != other.get(key)]:
+        raise UserError(
+            f"{path}: was screened with another hull ({', '.join(sorted(differing))}) than the shards before. "
+            "Rerun screen_shard for all shards."
+        )
+    return {**one, _LEVELS: sorted({*one.get(_LEVELS, ()), *other.get(_LEVELS, ())})}
 
 
 def _schema(files: Sequence[Path]) -> pa.Schema:
@@ -182,8 +192,8 @@ def _within(table: pa.Table, top_k: int) -> np.ndarray:
 class _Top(NamedTuple):
     """The best candidates of every composition in the order of the shards: all that is held of all candidates.
 
-    rank: (n,) int64 within the composition. system_rank: (n,) int64; -1: not the best of its composition, or
-    there is nothing to compare by.
+    rank: (n,) int64 within the composition. system_rank: (n,) int64; -1: not the best of its formula, or there is
+    nothing to compare by.
     """
 
     rank: np.ndarray
@@ -193,7 +203,8 @@ class _Top(NamedTuple):
     def of(cls, files: Sequence[Path], top_k: int) -> _Top:
         """Read from screened shards."""
         codes: dict[str, int] = {}
-        ranks, systems = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        formulas: dict[str, int] = {}
+        ranks, systems, compounds = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         values: dict[str, list[np.ndarray]] = {name: [np.zeros(0)] for name in SYSTEM_ORDER}
         for path in files:
             names = pq.read_schema(path).names
@@ -202,7 +213,9 @@ class _Top(NamedTuple):
             table = read_table(path, ["formula", "rank", *(name for name in SYSTEM_ORDER if name in names)])
             table = table.filter(pa.array(_within(table, top_k)))
             ranks.append(table["rank"].to_numpy().astype(np.int64))
-            texts = map(chemical_system, table["formula"].to_pylist())
+            names = table["formula"].to_pylist()
+            compounds.append(np.array([formulas.setdefault(name, len(formulas)) for name in names], np.int64))
+            texts = map(chemical_system, names)
             systems.append(np.array([codes.setdefault(text, len(codes)) for text in texts], dtype=np.int64))
             for name, parts in values.items():
                 there = name in table.column_names
@@ -210,7 +223,11 @@ class _Top(NamedTuple):
         rank, system = np.concatenate(ranks), np.concatenate(systems)
         columns = (np.concatenate(parts) for parts in values.values())
         value = next((column for column in columns if np.isfinite(column).any()), np.full(len(rank), np.nan))
+        compound = np.concatenate(compounds)
         best = np.flatnonzero((rank == 1) & np.isfinite(value))
+        # cells of several sizes find the same crystal: of each formula the best counts
+        best = best[np.lexsort((best, value[best], compound[best]))]
+        best = best[np.r_[True, np.diff(compound[best]) != 0]] if len(best) else best
         order = best[np.lexsort((best, value[best], system[best]))]
         within = np.full(len(rank), -1)
         within[order] = 1 + np.arange(len(order)) - np.searchsorted(system[order], system[order])

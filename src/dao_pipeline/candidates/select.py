@@ -62,9 +62,10 @@ def select(path: Path, chosen: Selection) -> pa.Table:
     require_crystals(path)
     files = ds.dataset([str(file) for file in table_files(path)], format="parquet")
     schema = files.schema
-    table = files.to_table(filter=_expression(path, chosen, schema))
-    if table.num_rows > _MOST:
-        raise UserError(f"{path}: {table.num_rows:,} crystals are selected, more than {_MOST:,}; narrow it down.")
+    expression = _expression(path, chosen, schema)
+    if (number := files.count_rows(filter=expression)) > _MOST:
+        raise UserError(f"{path}: {number:,} crystals are selected, more than {_MOST:,}; narrow it down.")
+    table = files.to_table(filter=expression)
     if lost := set(chosen.ids) - set(table["id"].to_pylist()):
         some = ", ".join(sorted(lost)[:5])
         raise UserError(f"{path}: no crystal with the id {some} that fulfils all conditions; correct them.")
@@ -127,7 +128,10 @@ def _of_systems(path: Path, systems: Iterable[str]) -> pa.Array:
 
 
 def _is_of(formula: str, places: list[set[str]]) -> bool:
-    elements = list(parse_formula(formula))
+    try:
+        elements = list(parse_formula(formula))
+    except ValueError:  # a foreign table's
+        return False
     return len(elements) == len(places) and any(
         all(symbol in place for symbol, place in zip(order, places, strict=True))
         for order in permutations(elements)

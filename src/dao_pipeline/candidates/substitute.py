@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +15,13 @@ from dao_pipeline.candidates.formula_files import Line, read_formulas
 from dao_pipeline.config import Substitutions, expand_path
 from dao_pipeline.crystals.element_groups import elements_of
 from dao_pipeline.crystals.formula import formula_text, parse_formula
+from dao_pipeline.errors import UserError
 
 _FORMULAS = (".txt", ".tsv")
 """Files of formulas whatever is in them; CSV and Parquet may hold either."""
+
+
+_MOST_COMBINATIONS = 1_000_000
 
 
 class Substituted(NamedTuple):
@@ -42,9 +47,16 @@ def substituted(settings: Substitutions) -> Iterator[Substituted]:
         new = [symbol for name in others for symbol in elements_of(name)]
         for symbol in elements_of(names):
             candidates[symbol] = tuple(dict.fromkeys((*candidates.get(symbol, ()), *new)))
+    combinations = 0
     for line in _compounds(settings):
         known = formula_text(line.counts)
         options = [tuple(dict.fromkeys((s, *candidates.get(s, ())))) for s in line.counts]
+        combinations += prod(map(len, options))
+        if combinations > _MOST_COMBINATIONS:
+            raise UserError(
+                f"generate.substitutions.replace: {known} brings them above {_MOST_COMBINATIONS:,} combinations; "
+                "replace fewer elements, or by fewer."
+            )
         for choice in product(*options):
             changed = [f"{old} -> {new}" for old, new in zip(line.counts, choice, strict=True) if old != new]
             if not changed:

@@ -11,6 +11,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -84,14 +85,14 @@ def compare_dft(
             f"{screened}: no DFT result for any candidate. Enable qe (section qe), or name tables of DFT results "
             "that hold crystals of these compositions (compare_dft.baselines)."
         )
-    phases = [] if references is None else read_phases(references)
+    phases, failed = ([], {}) if references is None else read_phases(references)
     aims = {str(c.extra["target_id"]) for c in candidates.values() if c.extra.get("target_id")}
     targets = {} if known is None else _crystals(known, aims)
     by_formula = {} if settings.known is None else lowest_by_formula(expand_path(settings.known))
     for candidate in candidates.values():
         if not candidate.extra.get("target_id") and candidate.formula in by_formula:
             targets[candidate.id] = by_formula[candidate.formula]
-    rows = candidate_rows(campaign, candidates, results, phases, targets)
+    rows = candidate_rows(campaign, candidates, results, phases, targets, failed)
     by_composition = composition_rows(rows, settings.tie)
     figures = summary_rows(campaign, rows, by_composition)
     figures += cost_rows(campaign, rows, screened, timings)
@@ -148,9 +149,10 @@ def candidate_rows(
     results: Sequence[Computed],
     references: Sequence[Phase],
     targets: Mapping[str, Crystal],
+    failed: Mapping[str, str] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """One row per result (columns: ``schema.CANDIDATES``)."""
-    formations, hulls = _own_energies(candidates, results, references)
+    formations, hulls = _own_energies(candidates, results, references, failed)
     matcher = structure_matcher(campaign.compare_dft.matcher)
     quantity = LABELS.get(campaign.energy_model.label)
     rows = []
@@ -173,6 +175,7 @@ def candidate_rows(
             "e_above_hull": hull.energy,
             "hull_refused": hull.refused,
             "energy_for_order": result.energy,
+            "level": None if result.level is None else result.level.hash,
             "energy_error": None if dft is None or predicted is None else predicted - dft,
             "core_seconds": result.core_seconds,
             "steps": result.steps,
@@ -189,7 +192,10 @@ def candidate_rows(
 
 
 def _own_energies(
-    candidates: Mapping[str, Crystal], results: Sequence[Computed], references: Sequence[Phase]
+    candidates: Mapping[str, Crystal],
+    results: Sequence[Computed],
+    references: Sequence[Phase],
+    failed: Mapping[str, str],
 ) -> tuple[dict[int, Value], dict[int, Value]]:
     """Formation and hull energies of results that come with total energies and their level, by place."""
     own = {
@@ -202,21 +208,21 @@ def _own_energies(
         if phase.formula in ATOMIC_NUMBERS:
             elements[phase.formula].append(phase)
     formations = {i: formation_energy(phase, elements) for i, phase in own.items()}
-    hulls = dict(zip(own, hull_energies(list(own.values()), references, elements), strict=True))
+    hulls = dict(zip(own, hull_energies(list(own.values()), references, elements, failed), strict=True))
     return formations, hulls
 
 
 def composition_rows(rows: Sequence[Mapping[str, Any]], tie: float) -> list[dict[str, Any]]:
-    """Order of the candidates of each composition and source that have both energies."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    """Order of the candidates of each composition, source and level that have both energies."""
+    groups: dict[tuple[str, str, str | None], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["energy_for_order"] is not None and row["energy_pred"] is not None:
-            groups[row["source"], row["formula"]].append(row)
+            groups[row["source"], row["formula"], row["level"]].append(row)
     found = []
-    for (source, formula), members in groups.items():
+    for (source, formula, level), members in groups.items():
         result = order([m["energy_pred"] for m in members], [m["energy_for_order"] for m in members], tie)
         if result is not None:
-            found.append({"source": source, "formula": formula, **result})
+            found.append({"source": source, "formula": formula, "level": level, **result})
     return found
 
 

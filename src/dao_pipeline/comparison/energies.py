@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -50,12 +52,16 @@ def formation_energy(phase: Phase, elements: Mapping[str, Sequence[Phase]]) -> V
 
 
 def hull_energies(
-    phases: Sequence[Phase], references: Sequence[Phase], elements: Mapping[str, Sequence[Phase]]
+    phases: Sequence[Phase],
+    references: Sequence[Phase],
+    elements: Mapping[str, Sequence[Phase]],
+    failed: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Value]:
     """Energy above the hull of ``references`` and the phases themselves, eV/atom, of each phase.
 
-    Refused without references in the phase's chemical system beside the elements, and where any of them is of
-    another level: a hull with phases left out is lower than it seems.
+    failed: formulas of references, by id, that did not converge. Refused without references in the phase's
+    chemical system beside the elements, and where any of them failed or is there at other levels only: a hull with
+    phases left out is higher than it should be, and what lies above it seems more stable.
     """
     formed = [formation_energy(p, elements) for p in phases]
     values = []
@@ -64,22 +70,34 @@ def hull_energies(
             values.append(own)
             continue
         system = set(parse_formula(phase.formula))
-        inside = [
-            r for r in references if set(parse_formula(r.formula)) <= system and len(parse_formula(r.formula)) > 1
-        ]
-        if len(system) > 1 and not inside:
+        by_id: dict[str, list[Phase]] = defaultdict(list)
+        for reference in references:
+            if _compound_of(reference.formula, system):
+                by_id[reference.id].append(reference)
+        lost = [name for name, formula in failed.items() if _compound_of(formula, system)]
+        if len(system) > 1 and not by_id and not lost:
             values.append(Value(None, f"no reference phases in the system {'-'.join(sorted(system))}"))
             continue
-        wrong = next((r for r in inside if phase.level.differences(r.level)), None)
-        if wrong is not None:
+        # a reference of several systems is computed at the level of each
+        usable = {name: [r for r in rows if not phase.level.differences(r.level)] for name, rows in by_id.items()}
+        if absent := next((name for name in lost if not usable.get(name)), None):
+            values.append(Value(None, f"reference {absent} did not converge"))
+            continue
+        if wrong := next((rows[0] for name, rows in by_id.items() if not usable[name]), None):
             values.append(Value(None, f"reference {wrong.id} is of another level: {_named(phase, wrong)}"))
             continue
+        inside = [row for rows in usable.values() for row in rows]
         # candidates of the same system and level are phases too: one of them may be the ground state
         siblings = [
             p for p in phases if set(parse_formula(p.formula)) <= system and not phase.level.differences(p.level)
         ]
         values.append(_above(phase, [*inside, *siblings], elements))
     return values
+
+
+def _compound_of(formula: str, system: set[str]) -> bool:
+    elements = set(parse_formula(formula))
+    return len(elements) > 1 and elements <= system
 
 
 def _above(phase: Phase, around: Sequence[Phase], elements: Mapping[str, Sequence[Phase]]) -> Value:

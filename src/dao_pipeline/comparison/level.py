@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +20,12 @@ class Level:
 
     settings: Mapping[str, Any]
     pseudopotentials: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """Hash of all of it."""
+        text = json.dumps([dict(self.settings), dict(self.pseudopotentials)], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def differences(self, other: Level) -> list[str]:
         """What differs, e.g. ``ecutwfc 40 and 60``; empty where energies of the two may be compared."""

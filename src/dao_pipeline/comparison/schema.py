@@ -17,6 +17,7 @@ COMPARISON: dict[str, Column] = {
     "e_above_hull": Column(_float, "eV/atom", "energy above the hull of reference phases of the same level"),
     "hull_refused": Column(_text, "", "why there is none"),
     "energy_for_order": Column(_float, "eV/atom", "the DFT energy that orders candidates of one composition"),
+    "level": Column(_text, "", "hash of all that decides that energy; null: not known"),
     "energy_error": Column(_float, "eV/atom", "DAO-P's energy less DFT's, of what DAO-P's label means"),
     "matched": Column(_flag, "", "StructureMatcher finds candidate and relaxed crystal to be the same"),
     "rmse": Column(_float, "(V/n)^(1/3)", "displacement of the atoms between the two"),
@@ -65,11 +66,31 @@ CANDIDATES = _schema(
         "energy_pred",
         "energy_std_pred",
     ),
-    *("energy_total", "formation_energy", "formation_refused", "e_above_hull", "hull_refused", "energy_for_order"),
+    *(
+        "energy_total",
+        "formation_energy",
+        "formation_refused",
+        "e_above_hull",
+        "hull_refused",
+        "energy_for_order",
+        "level",
+    ),
     *("energy_error", "matched", "rmse", "volume_change", "strain", "displacement"),
     *("known_rmse_before", "known_rmse_after", "core_seconds", "steps"),
 )
 COMPOSITIONS = _schema(
-    *("source", "formula", "candidates", "spearman", "kendall", "pairs", "pairs_right", "top1", "regret", "mae"),
+    *(
+        "source",
+        "formula",
+        "level",
+        "candidates",
+        "spearman",
+        "kendall",
+        "pairs",
+        "pairs_right",
+        "top1",
+        "regret",
+        "mae",
+    ),
 )
 SUMMARY = _schema("source", "metric", "unit", "value", "low", "high", "n", "over")

@@ -36,13 +36,15 @@ def read_validated(folder: Path) -> list[Computed]:
     return [_computed(row) for row in _rows(folder) if row["status"] == "converged"]
 
 
-def read_phases(path: Path) -> list[Phase]:
-    """Converged calculations of reference_energies."""
-    return [
+def read_phases(path: Path) -> tuple[list[Phase], dict[str, str]]:
+    """Converged calculations of reference_energies, and the formulas, by id, of those that have failed."""
+    rows = list(_rows(path))
+    phases = [
         Phase(row["id"], row["formula"], row["energy_per_atom"], level_of(row))
-        for row in _rows(path)
+        for row in rows
         if row["status"] == "converged"
     ]
+    return phases, {row["id"]: row["formula"] for row in rows if row["status"] != "converged"}
 
 
 def _computed(row: Mapping[str, Any]) -> Computed:

@@ -256,4 +256,9 @@ class Screen(Section):
                 "hull.model is chgnet, but second_model.model is none: set second_model.model: chgnet, or "
                 "hull.model: dao_p"
             )
+        if self.hull.entries is not None and self.hull.model == "chgnet" and self.hull.energies == "given":
+            raise ValueError(
+                "hull.energies: given has formation energies, and CHGNet gives total energies of candidates: set "
+                "hull.energies: model"
+            )
         return self

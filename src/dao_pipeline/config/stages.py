@@ -125,6 +125,9 @@ def stage_settings(campaign: Campaign, stage: str) -> dict[str, Any]:
         for part in key.split("."):
             value = getattr(value, part)
         values[key] = value.model_dump(mode="json") if isinstance(value, BaseModel) else _plain(value)
+    if stage == "generate_candidates":
+        # what null stands for is decided by the process: a new default is another setting
+        values["sampling"] = campaign.generate.sampling(campaign.process)._asdict()
     return values
 
 

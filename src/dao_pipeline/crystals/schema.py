@@ -119,8 +119,8 @@ STAGES: dict[str, Column] = {
     "system_rank": Column(
         _count,
         "",
-        "rank among the best candidates of all compositions of a chemical system, by energy above the hull or "
-        "else by predicted energy",
+        "rank among the best candidates of all formulas of a chemical system, by energy above the hull or else by "
+        "predicted energy; of one formula in cells of several sizes only the best has one",
     ),
     "probability": Column(
         _float,

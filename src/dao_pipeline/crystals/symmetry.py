@@ -10,15 +10,17 @@ import moyopy
 import numpy as np
 
 from dao_pipeline.crystals.crystal import Crystal, wrap
-from dao_pipeline.crystals.geometry import cell_heights
+from dao_pipeline.crystals.geometry import cell_heights, compact
 
 # it warns about operations that the input cell cannot express, which do not touch the space group
 logging.getLogger("moyo").setLevel(logging.ERROR)
 
 
-_LARGEST_SHARE = 0.1
-"""Tolerance over the thickness of the cell beyond which it says nothing; moyopy's search for translations then
-finds so many that it does not end (a cell of 2.7 by 3.2 by 41.8 angstrom at 0.3)."""
+_WIDE = 0.1
+"""Tolerance over the thickness of a cell."""
+_LONG = 6.0
+"""Longest edge over thickness. Where a tolerance is wide *and* the cell long, moyopy finds so many vectors that
+are alike that it does not end (seen at 0.3 for 2.4 by 3.0 by 28.5 and for 2.7 by 3.2 by 41.8 angstrom)."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Refined:
 
 
 def spacegroup(crystal: Crystal, symprec: float) -> int | None:
-    """Space group number at ``symprec`` (angstrom); None where moyopy finds none, or the cell is too thin."""
-    found = _dataset(crystal, symprec)
+    """Space group number at ``symprec`` (angstrom); None where moyopy finds none, or would not end."""
+    found = dataset(crystal, symprec)
     return None if found is None else int(found.number)
 
 
@@ -46,7 +48,7 @@ def spacegroups(crystal: Crystal, symprecs: Sequence[float]) -> list[int | None]
 
 def refined(crystal: Crystal, symprec: float) -> Refined | None:
     """The standard cell at ``symprec`` (angstrom); None where moyopy finds no space group."""
-    found = _dataset(crystal, symprec)
+    found = dataset(crystal, symprec)
     if found is None:
         return None
     cell = found.std_cell
@@ -57,8 +59,11 @@ def refined(crystal: Crystal, symprec: float) -> Refined | None:
     )
 
 
-def _dataset(crystal: Crystal, symprec: float) -> moyopy.MoyoDataset | None:
-    if symprec > _LARGEST_SHARE * cell_heights(crystal.lattice[None]).min():
+def dataset(crystal: Crystal, symprec: float) -> moyopy.MoyoDataset | None:
+    """What moyopy finds at ``symprec`` (angstrom); None where it finds nothing, or would not come back."""
+    basis = compact(crystal.lattice[None])
+    thickness = cell_heights(basis).min()
+    if symprec > _WIDE * thickness and np.linalg.norm(basis[0], axis=1).max() > _LONG * thickness:
         return None
     numbers = [int(z) for z in crystal.atomic_numbers]
     cell = moyopy.Cell(crystal.lattice.tolist(), crystal.frac_coords.tolist(), numbers)

@@ -120,7 +120,7 @@ def amounts(campaign: Campaign, size: Sizes) -> dict[str, Amount]:
         "generate_candidates": _sampled(campaign, size, generator),
         "train_ranker": Amount(campaign.ranking.compositions, "compositions", "cpu"),
         "sort_references": Amount(size.training, "crystals", "cpu"),
-        "screen_shard": Amount(candidates, "candidates", "cpu"),
+        "screen_shard": Amount(candidates, "candidates", "cpu", _screened(campaign, predictor)),
         "screen_candidates": Amount(candidates, "candidates", "cpu"),
         "evaluate": Amount(candidates, "candidates", "cpu"),
         "finetune_property": trained(campaign.property.training, predictor),
@@ -142,8 +142,22 @@ def _sampled(campaign: Campaign, size: Sizes, preset: str) -> Amount:
     templates = min(generate.templates, generate.samples)
     guided = generate.guidance_scale > 0
     draws = generate.guidance.draws if guided else 1
-    per_atom = ((generate.samples - templates) * calls + templates * refining) * draws
+    per_atom = (generate.samples - templates) * calls * draws + templates * refining
     return Amount(size.atoms * per_atom, "atoms in calls", "sampling", preset + (", guided" if guided else ""))
+
+
+def _screened(campaign: Campaign, predictor: str) -> str:
+    """What decides how long a candidate's screening takes: the models that judge it."""
+    screen, energy = campaign.screen, campaign.energy_model
+    parts = [predictor if energy.enabled else "no DAO-P"]
+    if energy.members:
+        parts.append(f"{energy.members} members")
+    if screen.second_model.model != "none":
+        second = screen.second_model
+        parts.append(f"{second.model} on {second.top_k}, {second.relax_steps} steps")
+    if screen.hull.entries is not None:
+        parts.append(f"hull by {screen.hull.model}")
+    return ", ".join(parts)
 
 
 def _preset(backbone: Backbone) -> str:

@@ -67,15 +67,11 @@ def structure_type(crystal: Crystal, symprec: float) -> tuple[StructureType, np.
     Elements that are alike in all of these are in order of Mendeleev number. None where no symmetry is found at
     ``symprec`` (angstrom).
     """
-    import moyopy
-
-    from dao_pipeline.crystals import symmetry  # noqa: F401  silences its log
+    from dao_pipeline.crystals.symmetry import dataset
 
     numbers = np.asarray(crystal.atomic_numbers, dtype=np.int64)
-    cell = moyopy.Cell(crystal.lattice.tolist(), crystal.frac_coords.tolist(), numbers.tolist())
-    try:
-        found = moyopy.MoyoDataset(cell, symprec=symprec)
-    except ValueError:
+    found = dataset(crystal, symprec)
+    if found is None:
         return None
     primitive = len(found.prim_std_cell.numbers)
     orbits = Counter(found.orbits)

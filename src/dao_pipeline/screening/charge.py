@@ -39,7 +39,8 @@ def _of(atoms: Sequence[int]) -> bool | None:
     elements, counts = np.unique(np.asarray(atoms), return_counts=True)
     if not len(elements):
         return None
-    counts = counts // np.gcd.reduce(counts)
+    # twice the formula, so that two neighbouring states fit where it has one atom of a metal: BaBiO3
+    counts = 2 * (counts // np.gcd.reduce(counts))
     return charge_neutral(tuple(elements.tolist()), tuple(counts.tolist()))
 
 

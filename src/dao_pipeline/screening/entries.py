@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dao_pipeline.crystals.formula import parse_formula
-from dao_pipeline.crystals.table import file_hash, iter_tables, read_about, table_files
+from dao_pipeline.crystals.table import file_hash, read_about, table_files
 from dao_pipeline.errors import UserError
 from dao_pipeline.screening.columns import STRUCTURE
 
@@ -63,14 +63,24 @@ def read_entries(path: Path, systems: Collection[frozenset[str]], per_formula: i
         names = pq.read_schema(table_files(file)[0]).names
         if missing := [name for name in ("id", "formula") if name not in names]:
             raise UserError(f"{file}: no column {missing[0]}; name a crystal table, with {', '.join(STRUCTURE)}.")
-        for piece in iter_tables(file, columns=[n for n in (*STRUCTURE, *_ENERGIES) if n in names]):
-            formulas = [name for name in pc.unique(piece["formula"]).to_pylist() if wanted.include(name)]
-            kept = pc.is_in(piece["formula"], value_set=pa.array(formulas, pa.string()))
-            pieces.append(piece.filter(kept).replace_schema_metadata())
+        columns = [n for n in (*STRUCTURE, *_ENERGIES) if n in names]
+        for part in table_files(file):
+            pieces += _wanted_rows(pq.ParquetFile(part, pre_buffer=False), wanted, columns)
     table = pa.concat_tables(pieces, promote_options="default")
     if per_formula is not None:
         table = _most_stable(table, per_formula)
     return Entries(table, _passport(path, files, table))
+
+
+def _wanted_rows(file: pq.ParquetFile, wanted: _Subsystems, columns: list[str]) -> Iterator[pa.Table]:
+    """Rows of the systems; of row groups without any, nothing but the formulas is read."""
+    yield file.schema_arrow.remove_metadata().empty_table().select(columns)
+    for group in range(file.num_row_groups):
+        formulas = file.read_row_group(group, columns=["formula"])["formula"]
+        inside = [name for name in pc.unique(formulas).to_pylist() if wanted.include(name)]
+        if inside:
+            kept = pc.is_in(formulas, value_set=pa.array(inside, pa.string()))
+            yield file.read_row_group(group, columns=columns).filter(kept).replace_schema_metadata()
 
 
 class _Subsystems:

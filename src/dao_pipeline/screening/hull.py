@@ -103,7 +103,10 @@ def add_hull(
     table = set_column(table, "e_above_hull_pred", distances)
     table = set_column(table, "hull", [hull.label] * table.num_rows)
     known = [_elements(name) for name in hull.phases.names]
-    counts = {name: sum(phase <= _elements(name) for phase in known) for name in set(formulas)}
+    within = {
+        system: sum(phase <= system for phase in known) for system in {_elements(name) for name in set(formulas)}
+    }
+    counts = {name: within[_elements(name)] for name in set(formulas)}
     table = set_column(table, "hull_phases", [counts[name] for name in formulas])
     table = set_column(table, "hull_status", statuses)
     return table.replace_schema_metadata({**(table.schema.metadata or {}), b"hull": json.dumps(hull.passport)})

@@ -1,8 +1,8 @@
 """A second model's opinion: CHGNet's energy of the best candidates of each composition, and its relaxation of
 them.
 
-Crystals are taken in small pieces, each kept in the work folder under a hash of its crystals and settings: an
-interruption loses one piece, and a rerun computes only what is new.
+Crystals are taken in small pieces, each kept in the work folder under a hash of its crystals, settings and code:
+an interruption loses one piece, and a rerun takes the others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from math import isfinite
@@ -29,12 +29,16 @@ from dao_pipeline.crystals.table import read_table, write_table
 from dao_pipeline.errors import UserError
 from dao_pipeline.parallel import parallel_map
 from dao_pipeline.screening.columns import STRUCTURE, set_column
+from dao_pipeline.stage_code import modules_hash
 
 _CRYSTALS = 16
 """Crystals per piece."""
 
 _SAME = Matcher()
 """Whether the relaxed crystal is still the candidate: by the tolerances of the match rates."""
+
+_JUDGES = ("dao_pipeline.screening.second_model", "dao_pipeline.sources.chgnet_labels")
+"""Modules whose code decides what a piece holds."""
 
 _FOUND = (
     "energy_second",
@@ -131,7 +135,10 @@ def _piece(task: tuple[list[Crystal], int, Path | None]) -> list[dict[str, Any]]
 
 
 def _identity(crystals: Sequence[Crystal], relax_steps: int, named: str) -> str:
-    digest = hashlib.sha256(json.dumps([named, relax_steps]).encode())
+    from dao_pipeline.sources.chgnet_labels import RelaxSettings
+
+    how = [named, asdict(RelaxSettings(steps=relax_steps)), modules_hash(_JUDGES)]
+    digest = hashlib.sha256(json.dumps(how).encode())
     for crystal in crystals:
         for array in (crystal.atomic_numbers, crystal.frac_coords, crystal.lattice):
             digest.update(np.ascontiguousarray(array, dtype=np.float64).tobytes())
