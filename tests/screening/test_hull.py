@@ -202,6 +202,16 @@ def test_a_table_without_formulas_is_named(tmp_path: Path) -> None:
         read_entries(tmp_path / "t.parquet", {frozenset({"Na"})})
 
 
+def test_total_energies_meet_no_formation_energies() -> None:
+    with pytest.raises(ValueError, match=r"hull\.energies: given has formation energies"):
+        Screen.model_validate(
+            {
+                "second_model": {"model": "chgnet"},
+                "hull": {"entries": "phases.json", "model": "chgnet", "energies": "given"},
+            }
+        )
+
+
 def test_without_entries_nothing_is_added(model: Path) -> None:
     table = candidates(a=("Na Cl", -0.5))
     assert add_hull(table, Screen(), model, None, 100) is table
