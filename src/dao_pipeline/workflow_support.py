@@ -393,17 +393,22 @@ def folder_option(name: str, files: Sequence[str]) -> str:
 def set_aside(campaign: Campaign) -> None:
     """Move shards that the campaign no longer has, because it shrank, from results/ to work/<campaign>/earlier/.
 
-    Stages read whole folders of shards. Nothing is deleted.
+    Stages read whole folders of shards, and of the timings of their jobs, which go with them. Nothing is deleted.
     """
+    results = Path("results", campaign.name)
     for stage in FAN_OUT:
-        wanted = {Path(file) for file in stage_files(campaign, stage)}
-        for folder in {path.parent for path in wanted}:
-            pattern = next(iter(wanted)).name.split("-")[0] + "-*.parquet"
-            for path in sorted(set(folder.glob(pattern)) - wanted):
-                target = Path("work", campaign.name, "earlier", path.relative_to("results", campaign.name))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(path, target)
-                print(f"{path} is not part of the campaign any more: moved to {target}", file=sys.stderr)
+        wanted = [Path(file) for file in stage_files(campaign, stage)]
+        if not wanted:
+            continue
+        kind = wanted[0].name.partition("-")[0]
+        timed = {results / "timings" / f"{stage}-{path.stem.partition('-')[2]}.tsv" for path in wanted}
+        shards = set(wanted[0].parent.glob(f"{kind}-*.parquet")) - set(wanted)
+        timings = set((results / "timings").glob(f"{stage}-*.tsv")) - timed
+        for path in sorted(shards | timings):
+            target = Path("work", campaign.name, "earlier", path.relative_to(results))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, target)
+            print(f"{path} is not part of the campaign any more: moved to {target}", file=sys.stderr)
 
 
 MODEL_FOLDERS = {

@@ -263,6 +263,12 @@ def test_trajectories_end_in_the_candidates(models: tuple[str, Path], tmp_path: 
     write_table(planned_template, tmp_path / "plan.parquet", {})
     with pytest.raises(UserError, match=r"cand:1:0 are made from templates"):
         write_trajectories(arguments[0], tmp_path / "plan.parquet", *arguments[2:], ["cand:1:0"], tmp_path)
+    none = tmp_path / "templates.parquet"
+    write_table(ROWS.select(["id"]).slice(0, 0), none, {"covers": [[0, 0]]})
+    again = write_trajectories(
+        arguments[0], tmp_path / "plan.parquet", *arguments[2:], ["cand:1:0"], tmp_path / "again", none
+    )
+    assert [path.name for path in again] == ["Sr2Ti2O6_cand-1-0.xyz"]
 
 
 def test_watching_changes_nothing() -> None:

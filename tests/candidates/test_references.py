@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ import pytest
 
 from dao_pipeline.candidates import references as module
 from dao_pipeline.candidates.references import read_references, sort_references
+from dao_pipeline.config.read import parse_campaign
+from dao_pipeline.crysdb.build import build_crysdb
 from dao_pipeline.crystals.crystal import Crystal, to_table
 from dao_pipeline.crystals.elements import ATOMIC_NUMBERS
 from dao_pipeline.crystals.table import read_table, write_table
+from dao_pipeline.screening.entries import read_entries
 
 SYMBOLS = [symbol for symbol in ATOMIC_NUMBERS if symbol != "O"][:60]
 
@@ -65,6 +69,31 @@ def test_references_are_those_of_both_splits_in_their_order(
     assert {row["formation_energy"] for row in stored if row["id"].startswith("val")} == {-1.0}
     cells = {row["id"]: row["lattice"] for row in both}
     assert all(c.lattice.ravel().tolist() == cells[c.id] for crystals in found.values() for c in crystals)
+
+
+def test_sources_that_differ_are_listed(tmp_path: Path) -> None:
+    """Where energies come from goes from the raw table to the references; of several answers none is picked."""
+    one, two = ({"database_version": version, "thermo_type": "R2SCAN"} for version in ("2026.1", "2026.2"))
+    sources = [
+        {"name": "old", "hash": "a", "crystals": 20, "source": "materials_project", "materials_project": one},
+        {"name": "new", "hash": "b", "crystals": 20, "source": "materials_project", "materials_project": two},
+        {"name": "mine", "hash": "c", "crystals": 20, "source": "file"},
+    ]
+    energies = {"e_above_hull": 0.0, "formation_energy": -1.0, "energy_method": "R2SCAN"}
+    crystals = to_table([replace(oxide(i, symbol, "raw"), extra=energies) for i, symbol in enumerate(SYMBOLS)])
+    campaign = parse_campaign({"name": "t", "crysdb": {"min_atoms": 1}}, "t")
+    versions = {"old": "2026.1", "new": "2026.2"}
+    types = {"old": "R2SCAN", "new": "R2SCAN"}
+    for number, passport in (
+        (1, {"database_version": "2026.1", "thermo_type": "R2SCAN"}),
+        (2, {"database_version": versions, "thermo_type": "R2SCAN"}),
+        (3, {"database_version": versions | {"mine": None}, "thermo_type": types | {"mine": None}}),
+    ):
+        write_table(crystals, tmp_path / "raw.parquet", {"sources": sources[:number]})
+        build_crysdb(campaign, tmp_path / "raw.parquet", tmp_path)
+        sort_references(tmp_path, tmp_path / "references.parquet")
+        found = read_entries(tmp_path / "references.parquet", {frozenset({"Li", "O"})}).passport
+        assert {name: found[name] for name in passport} == passport
 
 
 def test_few_row_groups_are_read_for_few_formulas(crysdb: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.crystals.table import read_table, write_table
 from dao_pipeline.errors import UserError
-from dao_pipeline.evaluation.ablation import Variant, ablate, mean_and_interval
+from dao_pipeline.evaluation.ablation import Variant, ablate, mean_and_interval, resampled
 from dao_pipeline.evaluation.evaluate import TARGETS_SCHEMA
 
 CAMPAIGN = parse_campaign(
@@ -21,13 +21,19 @@ CAMPAIGN = parse_campaign(
 
 
 def variant(
-    folder: Path, rmse: list[list[float | None]], steps: list[int], ids: list[str] | None = None
+    folder: Path,
+    rmse: list[list[float | None]],
+    steps: list[int],
+    ids: list[str] | None = None,
+    formulas: list[str] | None = None,
 ) -> Variant:
     """An evaluation with these RMSE by target and candidate (None: no match), and a generator trained so long."""
     rows = []
-    for name, candidates in zip(ids or [f"t{i}" for i in range(len(rmse))], rmse, strict=True):
+    ids, formulas = (given or [f"t{i:04d}" for i in range(len(rmse))] for given in (ids, formulas))
+    for name, formula, candidates in zip(ids, formulas, rmse, strict=True):
         hits = [value for value in candidates if value is not None]
         own = {
+            "formula": formula,
             "candidates": len(candidates),
             "matches": len(hits),
             "found": bool(hits),
@@ -75,10 +81,42 @@ def test_paired_changes_are_surer_than_rates() -> None:
     rng = np.random.default_rng(0)
     found = rng.random(400) < 0.3
     other = np.where(rng.random(400) < 0.02, ~found, found)
-    resamples = rng.integers(400, size=(1000, 400))
-    _, low, high = mean_and_interval(found.astype(float), resamples)
-    _, change_low, change_high = mean_and_interval(other.astype(float) - found, resamples)
+    drawn = resampled([None] * 400, 1000, seed=0)
+    _, low, high = mean_and_interval(found.astype(float), drawn)
+    _, change_low, change_high = mean_and_interval(other.astype(float) - found, drawn)
     assert change_high - change_low < 0.5 * (high - low)  # type: ignore[operator]
+
+
+def test_targets_of_one_composition_are_resampled_together(tmp_path: Path) -> None:
+    """Three targets that share their candidates, and so their outcome, say no more than one."""
+    outcomes: dict[str, list[list[float | None]]] = {
+        "plain": [[0.1], [None], [None]],
+        "better": [[0.2], [0.3], [None]],
+    }
+    summaries = []
+    for copies in (1, 3):
+        variants = {}
+        for name, rmse in outcomes.items():
+            folder = tmp_path / f"{name}{copies}"
+            folder.mkdir()
+            formulas = [f"f{i // copies}" for i in range(60 * copies)]
+            ids = [f"t{i:04d}" for i in range(60 * copies)]
+            each = [value for value in rmse * 20 for _ in range(copies)]
+            variants[name] = variant(folder, each, [5], ids, formulas)
+        ablate(CAMPAIGN, variants, tmp_path / f"out{copies}")
+        summaries.append(read_table(tmp_path / f"out{copies}/summary.parquet").to_pylist())
+    for single, several in zip(*summaries, strict=True):
+        assert (single["n"], several["n"]) == (60, 180)
+        for name in ("match_rate", "match_rate_change", "rmse", "rmse_change"):
+            for end in (f"{name}_low", f"{name}_high"):
+                assert several[end] == pytest.approx(single[end], abs=1e-12)
+
+
+def test_resamples_draw_whole_compositions() -> None:
+    drawn = resampled(["AB", None, "AB", "C", None], 200, seed=1)
+    assert (drawn[:, 0] == drawn[:, 2]).all()
+    assert (drawn[:, [0, 1, 3, 4]].sum(1) == 4).all()
+    assert drawn.std(0).min() > 0.5
 
 
 def test_nothing_found_has_no_rmse(tmp_path: Path) -> None:

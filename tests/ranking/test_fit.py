@@ -245,11 +245,11 @@ def test_votes_learn_which_type_goes_with_which_elements(trained: TrainedRanker)
 
 def test_compositions_of_other_splits_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_table(to_table(KNOWN[:3]), tmp_path / "train.parquet", {})
-    assert without_shared(tmp_path).num_rows == 3
+    assert without_shared(tmp_path, "train").num_rows == 3
     write_table(to_table(KNOWN[2:]), tmp_path / "test.parquet", {})
-    kept = without_shared(tmp_path)
+    kept = without_shared(tmp_path, "train")
     assert kept["formula"].to_pylist() == [c.formula for c in KNOWN[:2]]
-    assert "1 training crystals are left out" in caplog.text
+    assert "1 train crystals are left out" in caplog.text
 
 
 def test_only_ground_states_of_wanted_sources_teach() -> None:

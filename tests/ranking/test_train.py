@@ -96,6 +96,16 @@ def test_votes_alone_know_the_types_and_compare_only_validation_compositions(cry
     assert set(read_table(out / "metrics.parquet")["part"].to_pylist()) == {"votes"}
 
 
+def test_nothing_is_calibrated_on_test_compositions(crysdb: Path, tmp_path: Path) -> None:
+    """With splits given by crystal, a composition may be in both: its answer must not be known."""
+    val = read_table(crysdb / "val.parquet")
+    write_table(val.slice(0, 5), crysdb / "test.parquet", {})
+    examples = read_table(train(crysdb, tmp_path, campaign()) / "examples.parquet")
+    judged = set(examples["target_id"].to_pylist())
+    assert len(judged) >= 20
+    assert not judged & set(val["id"].to_pylist()[:5])
+
+
 def test_an_interrupted_comparison_goes_on_where_it_was(
     crysdb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,7 +51,7 @@ CHANGES: dict[str, Any] = {
     "generator": {"template_paths": 0},
     "generate": {"template_share": 0, "template_refinement": "none", "test_split": {"limit": 3}},
     "pretrain": {"stages": 1},
-    "evaluate": {"baselines": False},
+    "evaluate": {"baselines": []},
     "compute": {"cpu": _JOB, "training": _JOB | {"gpus": 1}, "sampling": _JOB | {"gpus": 1}},
 }
 """Fewer stages, and all that is asked of a cluster."""

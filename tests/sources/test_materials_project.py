@@ -17,10 +17,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from dao_pipeline.candidates.references import sort_references
 from dao_pipeline.cli import app
 from dao_pipeline.config import Campaign, Data, MaterialsProject, Network
+from dao_pipeline.crysdb.build import build_crysdb
 from dao_pipeline.crystals.table import read_about, read_table
 from dao_pipeline.errors import UserError
+from dao_pipeline.screening.entries import read_entries
 from dao_pipeline.sources.download import download
 from dao_pipeline.sources.keys import materials_project_key
 from dao_pipeline.sources.mp_client import subsystems
@@ -74,6 +77,21 @@ def test_crystals_energies_and_provenance(server: Server, tmp_path: Path) -> Non
     assert snapshot["ids"] == 6
     assert len(snapshot["checksum"]) == len(snapshot["ids_hash"]) == 16
     assert (about["rows"], about["examined"]) == (2, 6)
+
+
+def test_the_hull_of_known_crystals_names_the_database(server: Server, tmp_path: Path) -> None:
+    """From the download to what ``screen.hull.entries: crysdb`` says of its phases."""
+    asked = campaign(server, elements=["Na"], max_e_above_hull=1.0)
+    download(asked, tmp_path / "raw.parquet")
+    crysdb = {"min_atoms": 1, "val_fraction": 0, "test_fraction": 0}
+    build_crysdb(
+        Campaign.model_validate(asked.model_dump() | {"crysdb": crysdb}), tmp_path / "raw.parquet", tmp_path
+    )
+    sort_references(tmp_path, tmp_path / "references.parquet")
+    passport = read_entries(tmp_path / "references.parquet", {frozenset({"Na", "Cl"})}).passport
+    assert (passport["database_version"], passport["thermo_type"]) == (VERSION, "GGA_GGA+U")
+    assert passport["correction_scheme"] is None
+    assert passport["levels_of_theory"] == ["GGA_GGA+U"]
 
 
 def test_phases_on_the_hull(server: Server, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_results_explain_themselves(finished: Finished) -> None:
         ("templates={max_pair_rmse: 0.2}", follow("pair_templates")),
         ("ranking={epochs: 2}", follow("train_ranker")),
         ("screen={top_k: 3}", follow("screen_candidates")),
-        ("screen={symprec: 0.2}", follow("screen_shard")),
+        ("screen={symprec: 0.2}", follow("train_ranker")),
         ("evaluate={bootstrap: 20}", {"evaluate", "report"}),
         ("report={title: Tiny}", {"report"}),
         ("compute={training: {threads: 2, mem_mb: 9999}}", set()),

@@ -12,6 +12,7 @@ import yaml
 from dao_pipeline import stage_code
 from dao_pipeline.candidates.compositions import asked_compositions
 from dao_pipeline.candidates.plan import plan_table, planned_shards
+from dao_pipeline.comparison.cost import Cost, measured
 from dao_pipeline.config import STAGE_SETTINGS, Campaign
 from dao_pipeline.config.read import parse_campaign
 from dao_pipeline.errors import UserError
@@ -21,6 +22,7 @@ from dao_pipeline.workflow_support import (
     Campaigns,
     load_campaigns,
     planned_shard,
+    set_aside,
     stage_files,
 )
 
@@ -147,6 +149,35 @@ def test_a_shard_is_known_from_the_configuration_exactly() -> None:
     assert planned_shard(first, 0, 0) == planned_shard(longer, 0, 0) == planned_shard(more, 0, 0)
     assert planned_shard(first, 0, 1) != planned_shard(more, 0, 1)  # was not full
     assert planned_shard(first, 1, 0) != planned_shard(longer, 1, 0)  # nor was this
+
+
+def test_the_cost_of_shards_that_are_gone_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timings go where the shards of a campaign that shrank go, even if the shards went before."""
+    monkeypatch.chdir(tmp_path)
+    large, small = growing(["NaCl", "KBr", "MgO"], samples=6), growing(["NaCl", "KBr"])
+    parts = ["00000-000", "00000-001", "00001-000", "00001-001"]
+    timed = {f"generate_candidates-{part}": 10.0 for part in parts}
+    timed |= {"screen_shard-00000": 1.0, "screen_shard-00001": 1.0, "screen_candidates": 0.5, "train_ranker": 99.0}
+    timings = Path("results/x/timings")
+    timings.mkdir(parents=True)
+    for name, seconds in timed.items():
+        (timings / f"{name}.tsv").write_text(f"s\tcpu_time\n{seconds}\t{seconds}\n")
+    shards = Path("results/x/candidates/generated")
+    shards.mkdir(parents=True)
+    for part in parts[:3]:
+        (shards / f"shard-{part}.parquet").touch()
+    set_aside(large)
+    assert measured(timings) == Cost(42.5, 7)
+    set_aside(small)
+    assert measured(timings) == Cost(21.5, 4)
+    assert {path.stem for path in timings.iterdir()} == timed.keys() - {
+        "generate_candidates-00001-000",
+        "generate_candidates-00001-001",
+        "screen_shard-00001",
+    }
+    moved = Path("work/x/earlier")
+    assert [path.name for path in (moved / "candidates/generated").iterdir()] == ["shard-00001-000.parquet"]
+    assert len(list((moved / "timings").iterdir())) == 3
 
 
 def test_the_test_split_grows_by_shards() -> None:

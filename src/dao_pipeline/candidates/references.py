@@ -26,9 +26,6 @@ STRUCTURE = ["id", "source", "formula", "atomic_numbers", "frac_coords", "lattic
 ENERGIES = ["e_above_hull", "formation_energy", "energy_method"]
 _SCHEMA = pa.schema([(name, COLUMNS[name].type) for name in (*STRUCTURE, *ENERGIES)])
 
-_PASSPORT = ("passport", "database_version", "thermo_type", "correction_scheme", "model")
-"""What the training split may say about its energies."""
-
 GROUP = 1_000
 """Rows of a row group: what is read for one formula."""
 
@@ -40,11 +37,12 @@ def sort_references(crysdb: Path, out: Path) -> None:
     """Write the crystals of the training and validation splits sorted by reduced formula.
 
     Those of one formula keep their order. Memory does not grow with the number of crystals: they are put into
-    buckets of neighbouring formulas, and these are sorted one by one.
+    buckets of neighbouring formulas, and these are sorted one by one. What CrysDB says about the origin of its
+    energies (``passport``) stays with them.
     """
     splits = {name: crysdb / f"{name}.parquet" for name in ("train", "val")}
-    origin = {name: value for name, value in read_about(splits["train"]).items() if name in _PASSPORT}
-    about = provenance("sort_references", inputs=splits, **origin)
+    passport = read_about(splits["train"]).get("passport") or {}
+    about = provenance("sort_references", inputs=splits, passport=passport)
     formulas, bounds = _buckets(splits.values())
     with (
         tempfile.TemporaryDirectory(dir=_folder(out)) as folder,

@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 from torch import Tensor
 
 from dao_pipeline.candidates.generate import load_models, sample_rows
-from dao_pipeline.candidates.plan import PLAN_COLUMNS
+from dao_pipeline.candidates.plan import PLAN_COLUMNS, shard_file
 from dao_pipeline.config import Campaign
 from dao_pipeline.crystals.elements import SYMBOLS
 from dao_pipeline.crystals.geometry import cell_parameters, lattices_from_parameters
-from dao_pipeline.crystals.table import read_table, write_text
+from dao_pipeline.crystals.table import read_about, read_table, table_files, write_text
 from dao_pipeline.device import pick_device
 from dao_pipeline.errors import UserError
 
@@ -50,15 +50,18 @@ def write_trajectories(
 
     Where several draws were made, the one that was kept is written. Raises UserError for ids that are not in the
     plan, and for candidates that are made from templates: those with a row in ``templates``, or without that table
-    all that the plan wants to be.
+    all that the plan wants to be. ``templates`` (a table, or a folder of them) must be of the shards and rounds of
+    those; it raises UserError where it is not.
     """
     table = read_table(plan, list(PLAN_COLUMNS))
     rows = table.filter(pc.is_in(table["id"], value_set=pa.array(ids, pa.string()))).combine_chunks()
     if unknown := sorted(set(ids) - set(rows["id"].to_pylist())):
         raise UserError(f"{plan}: no candidate {', '.join(unknown)}. Name ids of the plan, e.g. {table['id'][0]}.")
+    wanted = rows.filter(pc.equal(rows["origin"], "template"))
     if templates is None:
-        other = rows.filter(pc.equal(rows["origin"], "template"))["id"].to_pylist()
+        other = wanted["id"].to_pylist()
     else:
+        _require_covered(wanted, templates)
         other = sorted(set(ids) & set(read_table(templates, ["id"])["id"].to_pylist()))
     if other:
         raise UserError(
@@ -79,6 +82,23 @@ def write_trajectories(
         files.append(out / f"{row['composition']}_{re.sub(r'[^A-Za-z0-9]+', '-', row['id'])}.xyz")
         write_text(files[-1], "".join(texts))
     return files
+
+
+def _require_covered(rows: pa.Table, templates: Path) -> None:
+    """Raise UserError unless ``templates`` were looked for on behalf of these rows of a plan.
+
+    A row that the table lacks has found no template only if it was asked about.
+    """
+    covered = {tuple(block) for file in table_files(templates) for block in read_about(file).get("covers", [])}
+    blocks = zip(*(rows[name].to_pylist() for name in ("id", "shard", "round")), strict=True)
+    missing = {name: block for name, *block in blocks if tuple(block) not in covered}
+    if missing:
+        name, (shard, round_number) = next(iter(missing.items()))
+        raise UserError(
+            f"{templates}: does not cover {', '.join(missing)}, so it cannot tell whether they are made from "
+            f"templates. Name the table of their shard and round ({shard_file(shard, round_number)} for {name}), "
+            "or the folder of all; one of an earlier version is made anew by propose-templates."
+        )
 
 
 def _frame(name: str, numbers: Sequence[int], coords: np.ndarray, lattice: np.ndarray, level: int) -> str:

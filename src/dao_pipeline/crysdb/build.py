@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,9 @@ STAGE = "build_crysdb"
 
 Observer = Callable[[str, int, float], None]
 """Told of each step that is over: its name, crystals that entered it, seconds."""
+
+_PASSPORT = ("database_version", "thermo_type", "correction_scheme")
+"""What a source's snapshot may say of its energies."""
 
 _OPTIONAL = ("published", "precursor_of")
 """Columns beyond the crystal schema that CrysDB keeps where the source has them."""
@@ -180,8 +183,23 @@ def _note(
         **chosen.about,
         held_out=[own_test, *(e.about(campaign.crysdb.exclude_by, n) for e, n in chosen.removed())],
         sources={entry["name"]: entry["hash"] for entry in origin} or {"raw": file_hash(raw)},
+        passport=_passport(origin),
         coverage=_coverage(facts, chosen, rejections, raw_sources),
     )
+
+
+def _passport(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where the energies come from, as far as any of the raw table's ``sources`` says.
+
+    A fact that is not the same for all of them is given by source, null where a source does not say.
+    """
+    passport: dict[str, Any] = {}
+    for fact in _PASSPORT:
+        said = {entry["name"]: entry.get(entry.get("source", ""), {}).get(fact) for entry in sources}
+        different = set(said.values())
+        if different - {None}:
+            passport[fact] = said if len(different) > 1 else different.pop()
+    return passport
 
 
 def _coverage(

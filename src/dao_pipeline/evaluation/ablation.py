@@ -1,13 +1,13 @@
 """Stage ablate: the variants of a campaign side by side, on the same known crystals.
 
-All intervals come from the same resamples of the targets. They say how far the targets stand for others like them;
-that a training with another seed ends elsewhere is not in them.
+All intervals come from the same resamples of the targets, those of one composition together. They say how far the
+targets stand for others like them; that a training with another seed ends elsewhere is not in them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +20,12 @@ from dao_pipeline.config import Campaign, stage_settings
 from dao_pipeline.crystals.schema import ABLATION
 from dao_pipeline.crystals.table import provenance, read_table, write_table, write_text
 from dao_pipeline.errors import UserError
+from dao_pipeline.evaluation.metrics import group_numbers
 from dao_pipeline.seeds import stage_seed
 
 SCHEMA = pa.schema([(name, column.type) for name, column in ABLATION.items()])
 TARGETS = "targets.parquet"
+_READ = ("target_id", "formula", "method", "candidates", "matches", "found", "rmse")
 
 
 class Variant(NamedTuple):
@@ -37,11 +39,13 @@ class Variant(NamedTuple):
 class Outcome:
     """What one variant achieved for each target, in the order of ``ids``.
 
+    formulas: reduced; targets of one have the same candidates.
     share: (n,) of its candidates that match. found: (n,), 1 where any does. rmse: (n,) of the best match, NaN
     where there is none. k: candidates per target.
     """
 
     ids: list[str]
+    formulas: list[str | None]
     share: np.ndarray
     found: np.ndarray
     rmse: np.ndarray
@@ -61,12 +65,10 @@ def ablate(campaign: Campaign, variants: Mapping[str, Variant], out: Path) -> No
                 f"{variants[name].evaluation / TARGETS}: other targets than in variant {reference}; variants must "
                 "not differ in the test split (sections data and crysdb) or in generate.test_split."
             )
-    n = len(outcomes[reference].ids)
-    resamples = np.random.default_rng(stage_seed(campaign.seed, "ablate")).integers(
-        n, size=(campaign.evaluate.bootstrap, n)
-    )
+    seed = stage_seed(campaign.seed, "ablate")
+    drawn = resampled(outcomes[reference].formulas, campaign.evaluate.bootstrap, seed)
     rows = [
-        {"variant": name, **trained(variants[name].generator), **row(outcome, outcomes[reference], resamples)}
+        {"variant": name, **trained(variants[name].generator), **row(outcome, outcomes[reference], drawn)}
         for name, outcome in outcomes.items()
     ]
     inputs = {f"{name}.{kind}": path for name, v in variants.items() for kind, path in v._asdict().items()}
@@ -83,13 +85,14 @@ def ablate(campaign: Campaign, variants: Mapping[str, Variant], out: Path) -> No
 
 def read_outcome(targets: Path) -> Outcome:
     """DAO-G's rows of an evaluation's targets, sorted by target."""
-    table = read_table(targets, columns=["target_id", "method", "candidates", "matches", "found", "rmse"])
+    table = read_table(targets, columns=[*_READ])
     table = table.filter(pc.equal(table["method"], "dao")).sort_by("target_id")
     candidates = table["candidates"].to_numpy()
     if not len(candidates):
         raise UserError(f"{targets}: no targets, so there is nothing to compare; see generate.test_split.")
     return Outcome(
         ids=table["target_id"].to_pylist(),
+        formulas=table["formula"].to_pylist(),
         share=table["matches"].to_numpy() / np.maximum(candidates, 1),
         found=table["found"].to_numpy().astype(float),
         rmse=table["rmse"].to_numpy().astype(float),
@@ -114,8 +117,21 @@ def trained(generator: Path) -> dict[str, Any]:
     }
 
 
-def row(outcome: Outcome, reference: Outcome, resamples: np.ndarray) -> dict[str, Any]:
-    """Rates, RMSE and their differences from the reference, each with its interval over (r, n) ``resamples``."""
+def resampled(formulas: Sequence[str | None], resamples: int, seed: int) -> np.ndarray:
+    """How often each target is in each bootstrap resample, (resamples, n) float64.
+
+    Formulas are drawn, as many as there are, and with each all its targets.
+    """
+    group = group_numbers(formulas)
+    count = 1 + int(group.max())
+    chosen = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    chosen += count * np.arange(resamples)[:, None]
+    times = np.bincount(chosen.ravel(), minlength=resamples * count).reshape(resamples, count)
+    return times[:, group].astype(np.float64)
+
+
+def row(outcome: Outcome, reference: Outcome, drawn: np.ndarray) -> dict[str, Any]:
+    """Rates, RMSE and their differences from the reference, each with its interval over ``resampled`` targets."""
     both = np.where(np.isfinite(reference.rmse), outcome.rmse, np.nan)
     values = {
         "match_rate": outcome.share,
@@ -127,19 +143,20 @@ def row(outcome: Outcome, reference: Outcome, resamples: np.ndarray) -> dict[str
     }
     result: dict[str, Any] = {"n": len(outcome.ids), "k": outcome.k, "both_found": int(np.isfinite(both).sum())}
     for name, value in values.items():
-        mean, low, high = mean_and_interval(value, resamples)
+        mean, low, high = mean_and_interval(value, drawn)
         result |= {name: mean, f"{name}_low": low, f"{name}_high": high}
     return result
 
 
-def mean_and_interval(
-    values: np.ndarray, resamples: np.ndarray
-) -> tuple[float | None, float | None, float | None]:
-    """Mean of the values (n,) that are finite, and its 95 % percentile interval over the (r, n) resamples."""
+def mean_and_interval(values: np.ndarray, drawn: np.ndarray) -> tuple[float | None, float | None, float | None]:
+    """Mean of the values (n,) that are finite, and its 95 % percentile interval.
+
+    drawn: (r, n), how often each value is in each of r resamples.
+    """
     known = np.isfinite(values)
     if not known.any():
         return None, None, None
-    sums, counts = np.where(known, values, 0.0)[resamples].sum(1), known[resamples].sum(1)
+    sums, counts = drawn @ np.where(known, values, 0.0), drawn @ known
     means = sums[counts > 0] / counts[counts > 0]
     low, high = np.quantile(means, [0.025, 0.975]) if len(means) else (None, None)
     return float(values[known].mean()), low, high

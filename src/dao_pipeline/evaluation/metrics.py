@@ -191,9 +191,7 @@ def interval(
     data = np.asarray(values, dtype=np.float64)
     if data.min() == data.max():
         return _wilson(float(data.mean()), len(data))
-    numbers: dict[Hashable, int] = {}
-    named = [(i,) if name is None else name for i, name in enumerate(groups or [None] * len(data))]
-    group = np.array([numbers.setdefault(name, len(numbers)) for name in named])
+    group = group_numbers(groups or [None] * len(data))
     hits, sizes = np.bincount(group, weights=data), np.bincount(group)
     means = []
     for _ in range(resamples):
@@ -201,6 +199,13 @@ def interval(
         means.append(hits[chosen].sum() / sizes[chosen].sum())
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def group_numbers(names: Sequence[Hashable]) -> np.ndarray:
+    """Number of each one's group, (n,) from 0 in order of appearance; None is a group of its own each time."""
+    numbers: dict[Hashable, int] = {}
+    named = ((i,) if name is None else name for i, name in enumerate(names))
+    return np.array([numbers.setdefault(name, len(numbers)) for name in named], dtype=np.int64)
 
 
 def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:

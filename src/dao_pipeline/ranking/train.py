@@ -2,7 +2,8 @@
 
 Each step is on crystals that it may see: the votes of known crystals and the ranker's network, if it has one, are
 trained on the training split, every composition judged without its own crystals; temperature and the weight of
-DAO-P's energy are fitted on the validation split, on which DAO-P was not trained.
+DAO-P's energy are fitted on the validation split, on which DAO-P was not trained. Compositions of the test split
+are in neither.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 import torch
 
 from dao_pipeline.config import Campaign, Ranking, stage_settings
+from dao_pipeline.crysdb.split import SPLITS
 from dao_pipeline.crystals.crystal import from_table
 from dao_pipeline.crystals.held_out import held_out
 from dao_pipeline.crystals.table import file_hash, provenance, read_table, write_table
@@ -55,8 +57,7 @@ def train_ranker(
     """
     settings, workers = campaign.ranking, campaign.compute.cpu.threads
     seed = stage_seed(campaign.seed, STAGE)
-    train = without_shared(crysdb)
-    val = read_table(crysdb / "val.parquet")
+    train, val = without_shared(crysdb, "train"), without_shared(crysdb, "val")
     if "precursor_of" in train.column_names:
         train = train.filter(pc.is_null(train["precursor_of"]))
     index = load(templates)
@@ -118,18 +119,18 @@ def train_ranker(
     shutil.rmtree(work, ignore_errors=True)
 
 
-def without_shared(crysdb: Path) -> pa.Table:
-    """The training split without crystals whose composition is in the validation or test split as well: what is
-    learned from them would say nothing about compositions unseen."""
-    train = read_table(crysdb / "train.parquet")
-    for name in ("val", "test"):
+def without_shared(crysdb: Path, split: str) -> pa.Table:
+    """A split, ``train`` or ``val``, without crystals whose composition is in a later one (validation, test) as
+    well: what is learned or calibrated on them would say nothing about compositions unseen."""
+    table = read_table(crysdb / f"{split}.parquet")
+    for name in SPLITS[SPLITS.index(split) + 1 :]:
         other = crysdb / f"{name}.parquet"
         if other.exists():
-            shared = pc.is_in(train["formula"], value_set=read_table(other, ["formula"])["formula"])
+            shared = pc.is_in(table["formula"], value_set=read_table(other, ["formula"])["formula"])
             if count := pc.sum(shared).as_py():
-                log.warning("%d training crystals are left out: their compositions are in %s too", count, other)
-            train = train.filter(pc.invert(shared))
-    return train
+                log.warning("%d %s crystals are left out: their compositions are in %s too", count, split, other)
+            table = table.filter(pc.invert(shared))
+    return table
 
 
 def _suffice(candidates: pa.Table, source: Path, settings: Ranking) -> bool:

@@ -27,10 +27,13 @@ AT_ONCE = 1_000
 def propose_templates(campaign: Campaign, plan: Path, index: Path, out: Path) -> None:
     """Write the template of each row of ``plan`` whose origin is to be one; rows without any are left out.
 
-    For targets of the test split crystals of their own composition are no templates, whatever
+    The metadata say which shards and rounds the plan has (``covers``): a candidate without a row may be one of
+    another shard. For targets of the test split crystals of their own composition are no templates, whatever
     ``templates.exclude`` says: that would be the answer.
     """
     rows = read_table(plan, list(PLAN_COLUMNS))
+    blocks = rows.group_by(["shard", "round"]).aggregate([])
+    covers = sorted(zip(*(blocks[name].to_pylist() for name in ("shard", "round")), strict=True))
     rows = rows.filter(pc.equal(rows["origin"], "template")).combine_chunks()
     templates = load(index)
     known = pc.is_valid(rows["target_id"])
@@ -44,6 +47,7 @@ def propose_templates(campaign: Campaign, plan: Path, index: Path, out: Path) ->
         campaign=campaign.name,
         settings=stage_settings(campaign, "propose_templates"),
         inputs={"plan": plan, "index": index},
+        covers=covers,
     )
     write_table(table, out, about)
     log.info("%d of %d candidates have a template", table.num_rows, rows.num_rows)
