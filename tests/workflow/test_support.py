@@ -232,97 +232,22 @@ _MODELS = ("training", "energy", "process", "model")
 
 UPSTREAM_ONLY: dict[str, tuple[str, ...]] = {
     # stage: packages that only later stages may depend on
-    "download": (
-        *_MODELS,
-        *_JUDGED,
-        "crysdb",
-        "candidates",
-    ),
-    "build_crysdb": (
-        *_MODELS,
-        *_JUDGED,
-        "candidates",
-    ),
-    "train_energy_model": (
-        *_JUDGED,
-        "candidates",
-        "sources",
-        "crysdb",
-    ),
-    "relax_dataset": (
-        *_JUDGED,
-        "candidates",
-        "sources",
-        "crysdb",
-        "process.sampler",
-    ),
-    "pretrain_generator_stage1": (
-        *_JUDGED,
-        "candidates",
-        "sources",
-        "process.sampler",
-    ),
-    "finetune_generator": (
-        *_JUDGED,
-        "candidates",
-        "process.sampler",
-        "energy",
-    ),
-    "plan_candidates": (
-        *_JUDGED,
-        "training",
-        "process",
-        "candidates.screen_shard",
-        "screening",
-    ),
-    "generate_candidates": (
-        *_JUDGED,
-        "candidates.screen_shard",
-        "screening",
-    ),
-    "train_ranker": (
-        *_JUDGED,
-        "candidates",
-        "screening",
-        "sources",
-    ),
-    "sort_references": (
-        *_MODELS,
-        "evaluation",
-        "qe",
-        "report",
-        "candidates.screen_shard",
-        "screening",
-    ),
-    "screen_shard": (
-        *_JUDGED,
-        "candidates.screened",
-    ),
-    "screen_candidates": (
-        *_MODELS,
-        "evaluation",
-        "qe",
-        "report",
-        "candidates.screen_shard",
-        "screening",
-    ),
+    "download": (*_MODELS, *_JUDGED, "crysdb", "candidates"),
+    "build_crysdb": (*_MODELS, *_JUDGED, "candidates"),
+    "train_energy_model": (*_JUDGED, "candidates", "sources", "crysdb"),
+    "relax_dataset": (*_JUDGED, "candidates", "sources", "crysdb", "process.sampler"),
+    "pretrain_generator_stage1": (*_JUDGED, "candidates", "sources", "process.sampler"),
+    "finetune_generator": (*_JUDGED, "candidates", "process.sampler", "energy"),
+    "plan_candidates": (*_JUDGED, "training", "process", "candidates.screen_shard", "screening"),
+    "generate_candidates": (*_JUDGED, "candidates.screen_shard", "screening"),
+    "train_ranker": (*_JUDGED, "candidates", "screening", "sources"),
+    "sort_references": (*_MODELS, "evaluation", "qe", "report", "candidates.screen_shard", "screening"),
+    "screen_shard": (*_JUDGED, "candidates.screened"),
+    "screen_candidates": (*_MODELS, "evaluation", "qe", "report", "candidates.screen_shard", "screening"),
     "evaluate": (*_RESULTS,),
-    "finetune_property": (
-        *_JUDGED,
-        "candidates",
-        "sources",
-        "process.sampler",
-    ),
-    "predict_property": (
-        *_JUDGED,
-        "training",
-        "crysdb",
-        "sources",
-    ),
-    "validate_qe": (
-        "comparison",
-        "report",
-    ),
+    "finetune_property": (*_JUDGED, "candidates", "sources", "process.sampler"),
+    "predict_property": (*_JUDGED, "training", "crysdb", "sources"),
+    "validate_qe": ("comparison", "report"),
 }
 
 
